@@ -1,0 +1,83 @@
+// Argument checks of the raw ops. The Python layer has checked what a user can get wrong; these guard the
+// kernels against a caller of torch.ops.gpkernels. Each names the argument, what was wanted and what was got.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+
+#include "philox.h"
+
+namespace gpkernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline bool same_layout(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != b.size(d)) return false;
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+// True when a size-B leading dimension steps over blocks of dense memory in (channels, spatial) order.
+inline bool is_channels_last(const Tensor& x) {
+  if (x.dim() < 3) return false;
+  int64_t expected = x.size(1);
+  if (x.size(1) > 1 && x.stride(1) != 1) return false;
+  for (int64_t d = x.dim() - 1; d >= 2; --d) {
+    if (x.size(d) > 1 && x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
+  return x.size(0) <= 1 || x.stride(0) == expected;
+}
+
+inline void check_dense(const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cpu(), name, ": wanted a CPU tensor, got one on another device");
+  STD_TORCH_CHECK(x.dim() >= 1, name, ": wanted at least one dimension, got none");
+  STD_TORCH_CHECK(x.is_contiguous() || is_channels_last(x), name,
+                  ": wanted contiguous or channels_last memory, got another layout");
+}
+
+inline void check_like(const char* name, const Tensor& x, const char* other_name, const Tensor& other) {
+  STD_TORCH_CHECK(x.is_cpu(), name, ": wanted a CPU tensor, got one on another device");
+  STD_TORCH_CHECK(x.scalar_type() == other.scalar_type(), name, ": wanted the dtype of ", other_name,
+                  ", got another");
+  STD_TORCH_CHECK(same_layout(x, other), name, ": wanted the shape and strides of ", other_name,
+                  ", got others");
+}
+
+// A contiguous vector that belongs to `of`: eps, norms, upstream gradients of one value a group.
+inline void check_vector(const char* name, const Tensor& v, int64_t length, ScalarType dtype) {
+  STD_TORCH_CHECK(v.is_cpu(), name, ": wanted a CPU tensor, got one on another device");
+  STD_TORCH_CHECK(v.scalar_type() == dtype, name, ": wanted the accumulation dtype, got another");
+  STD_TORCH_CHECK(v.is_contiguous() && v.numel() == length, name, ": wanted ", length,
+                  " contiguous elements, got ", v.numel());
+}
+
+inline Seed read_seed(const Tensor& seed) {
+  STD_TORCH_CHECK(
+      seed.is_cpu() && seed.scalar_type() == ScalarType::Long && seed.is_contiguous() && seed.numel() == 2,
+      "seed: wanted a contiguous int64 CPU tensor of 2 elements, got ", seed.numel(), " elements");
+  const int64_t* words = static_cast<const int64_t*>(seed.const_data_ptr());
+  return {static_cast<uint64_t>(words[0]), static_cast<uint64_t>(words[1])};
+}
+
+// The dtype in which sums and per-sample values are kept: float64 for float64, float32 for everything else.
+inline ScalarType accumulation_dtype(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <class E>
+E checked_enum(const char* name, int64_t code) {
+  STD_TORCH_CHECK(code >= 0 && code < static_cast<int64_t>(E::count), name, ": wanted a code below ",
+                  static_cast<int64_t>(E::count), ", got ", code);
+  return static_cast<E>(code);
+}
+
+}  // namespace gpkernels

@@ -1,0 +1,294 @@
+// grad_norm_penalty: phi(||g||) over groups of a critic's gradient, reduced; with first and second
+// derivative.
+//
+// With n the norm of a group, s = dn/dg its direction (g/n for l2, sign(g) for l1, sign(g) shared among the
+// elements of largest modulus for linf), p = grad_out times the reduction's weight, G the tangent, d = <G,
+// s>:
+//   backward         p phi'(n) s
+//   double backward  in g: p [phi''(n) d s + (l2 only) phi'(n)/n (G - d s)],   in p: phi'(n) d
+#include "../checks.h"
+#include "../penalty_math.h"
+#include "groups.h"
+#include "kernels.h"
+#include "simd.h"
+
+#include <cmath>
+
+namespace gpkernels::cpu {
+namespace {
+
+Groups groups_of(const Tensor& grad, Axes axes) {
+  const int64_t batch = grad.size(0), numel = grad.numel();
+  if (axes == Axes::batch) return {1, numel, 1};
+  if (axes == Axes::sample) return {batch, batch == 0 ? 0 : numel / batch, 1};
+  STD_TORCH_CHECK(grad.dim() >= 2, "grad: wanted at least 2 dimensions for axes 'pixel', got ", grad.dim());
+  const int64_t channels = grad.size(1);
+  int64_t pixels = 1;
+  for (int64_t d = 2; d < grad.dim(); ++d) pixels *= grad.size(d);
+  if (grad.is_contiguous()) return {batch, channels, pixels};
+  return {batch * pixels, channels, 1};
+}
+
+std::vector<int64_t> groups_shape(const Tensor& grad, Axes axes) {
+  if (axes == Axes::batch) return {1};
+  std::vector<int64_t> shape{grad.size(0)};
+  if (axes == Axes::pixel)
+    for (int64_t d = 2; d < grad.dim(); ++d) shape.push_back(grad.size(d));
+  return shape;
+}
+
+// An unscaled direction of the norm at g: s = direction(g) * n for l2, direction(g) for l1, and for linf
+// direction(g) divided by the number of elements that attain the norm.
+template <Norm kNorm, class A>
+[[gnu::always_inline]] inline A direction(A g, A n) {
+  if constexpr (kNorm == Norm::l2) return g;
+  const A sign = static_cast<A>((g > 0) - (g < 0));
+  if constexpr (kNorm == Norm::l1) return sign;
+  return std::abs(g) == n ? sign : A(0);
+}
+
+template <class T>
+struct AbsTerm {
+  const T* x;
+  [[gnu::always_inline]] acc_t<T> operator()(int64_t i, int64_t) const {
+    return std::abs(acc_t<T>(x[i]));
+  }
+};
+
+// u * direction(x)
+template <Norm kNorm, class T>
+struct DotTerm {
+  const T* u;
+  const T* x;
+  const acc_t<T>* norms;
+  [[gnu::always_inline]] acc_t<T> operator()(int64_t i, int64_t group) const {
+    using A = acc_t<T>;
+    return A(u[i]) * direction<kNorm>(A(x[i]), kNorm == Norm::linf ? norms[group] : A(0));
+  }
+};
+
+// direction(x)^2: for linf, the number of elements that attain the norm.
+template <class T>
+struct TieTerm {
+  const T* x;
+  const acc_t<T>* norms;
+  [[gnu::always_inline]] acc_t<T> operator()(int64_t i, int64_t group) const {
+    using A = acc_t<T>;
+    const A d = direction<Norm::linf>(A(x[i]), norms[group]);
+    return d * d;
+  }
+};
+
+// out = along_tangent[group] * tangent + along_direction[group] * direction(x); without tangent, the second
+// term.
+template <Norm kNorm, bool kTangent, class T>
+struct Combine {
+  using A = acc_t<T>;
+  const T* tangent;
+  const T* x;
+  const A* norms;
+  const A* along_tangent;
+  const A* along_direction;
+  [[gnu::always_inline]] T operator()(int64_t i, int64_t group) const {
+    A value = along_direction[group] * direction<kNorm>(A(x[i]), kNorm == Norm::linf ? norms[group] : A(0));
+    if constexpr (kTangent) value += along_tangent[group] * A(tangent[i]);
+    return T(value);
+  }
+};
+
+template <class F>
+void dispatch_norm(Norm norm, F&& f) {
+  switch (norm) {
+    case Norm::l2:
+      return f(std::integral_constant<Norm, Norm::l2>());
+    case Norm::l1:
+      return f(std::integral_constant<Norm, Norm::l1>());
+    default:
+      return f(std::integral_constant<Norm, Norm::linf>());
+  }
+}
+
+// Everything the three entry points decode and check in the same way.
+struct Call {
+  Form form;
+  Norm norm;
+  Axes axes;
+  Reduction reduction;
+  double target;
+  Groups groups;
+
+  Call(const Tensor& grad, int64_t form_, double target_, int64_t norm_, int64_t axes_, int64_t reduction_)
+      : form(checked_enum<Form>("form", form_)),
+        norm(checked_enum<Norm>("norm", norm_)),
+        axes(checked_enum<Axes>("axes", axes_)),
+        reduction(checked_enum<Reduction>("reduction", reduction_)),
+        target(target_) {
+    check_dense("grad", grad);
+    groups = groups_of(grad, axes);
+  }
+
+  // The weight of one group in the reduced value.
+  double weight() const {
+    return reduction == Reduction::mean ? 1.0 / static_cast<double>(groups.count()) : 1.0;
+  }
+
+  // d value / d phi(n_group), from the upstream gradient.
+  template <class A>
+  A upstream(const A* grad_out, int64_t group) const {
+    return reduction == Reduction::none ? grad_out[group] : grad_out[0] * static_cast<A>(weight());
+  }
+
+  void check_saved(const Tensor& grad, const Tensor& grad_out, const Tensor& norms) const {
+    const ScalarType dtype = accumulation_dtype(grad);
+    check_vector("grad_out", grad_out, reduction == Reduction::none ? groups.count() : 1, dtype);
+    check_vector("norms", norms, groups.count(), dtype);
+  }
+};
+
+// The number of elements that attain the largest modulus, for linf; 1 a group otherwise.
+template <Norm kNorm, class T>
+std::vector<acc_t<T>> ties_of(Groups groups, const T* x, const acc_t<T>* norms) {
+  using A = acc_t<T>;
+  std::vector<A> ties(groups.count(), A(1));
+  if constexpr (kNorm == Norm::linf) {
+    reduce_groups<Sum, A>(groups, TieTerm<T>{x, norms}, ties.data());
+    for (A& tie : ties) tie = std::max(tie, A(1));
+  }
+  return ties;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, double target, int64_t norm,
+                                             int64_t axes, int64_t reduction) {
+  const Call call(grad, form, target, norm, axes, reduction);
+  const ScalarType dtype = accumulation_dtype(grad);
+  const std::vector<int64_t> shape = groups_shape(grad, call.axes);
+  const std::vector<int64_t> value_shape = call.reduction == Reduction::none ? shape : std::vector<int64_t>{};
+  Tensor norms = torch::stable::new_empty(grad, shape, dtype);
+  Tensor value = torch::stable::new_empty(grad, value_shape, dtype);
+  dispatch_floating("grad_norm_penalty", grad.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    using A = acc_t<T>;
+    const T* x = static_cast<const T*>(grad.const_data_ptr());
+    A* n = static_cast<A*>(norms.mutable_data_ptr());
+    A* v = static_cast<A*>(value.mutable_data_ptr());
+    const int64_t count = call.groups.count();
+    dispatch_norm(call.norm, [&](auto kind) {
+      constexpr Norm kNorm = decltype(kind)::value;
+      if constexpr (kNorm == Norm::linf)
+        reduce_groups<Max, A>(call.groups, AbsTerm<T>{x}, n);
+      else
+        reduce_groups<Sum, A>(call.groups, DotTerm<kNorm, T>{x, x, nullptr}, n);
+    });
+    const A k = static_cast<A>(call.target);
+    std::vector<double> partial(chunks_of(count), 0.0);
+    for_each_chunk(1, count, [&](int64_t, int64_t chunk, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        if (call.norm == Norm::l2) n[i] = std::sqrt(n[i]);
+        const A y = phi(call.form, n[i], k).value;
+        if (call.reduction == Reduction::none)
+          v[i] = y;
+        else
+          partial[chunk] += static_cast<double>(y);
+      }
+    });
+    if (call.reduction == Reduction::none) return;
+    double total = 0;
+    for (double p : partial) total += p;
+    *v = static_cast<A>(total * call.weight());
+  });
+  return {value, norms};
+}
+
+Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& norms,
+                                  int64_t form, double target, int64_t norm, int64_t axes,
+                                  int64_t reduction) {
+  const Call call(grad, form, target, norm, axes, reduction);
+  call.check_saved(grad, grad_out, norms);
+  Tensor grad_grad = torch::stable::empty_like(grad);
+  dispatch_floating("grad_norm_penalty_backward", grad.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    using A = acc_t<T>;
+    const T* x = static_cast<const T*>(grad.const_data_ptr());
+    const A* n = static_cast<const A*>(norms.const_data_ptr());
+    const A* p = static_cast<const A*>(grad_out.const_data_ptr());
+    T* out = static_cast<T*>(grad_grad.mutable_data_ptr());
+    dispatch_norm(call.norm, [&](auto kind) {
+      constexpr Norm kNorm = decltype(kind)::value;
+      const A k = static_cast<A>(call.target);
+      std::vector<A> along = ties_of<kNorm>(call.groups, x, n);
+      for_each_chunk(1, call.groups.count(), [&](int64_t, int64_t, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Phi<A> f = phi(call.form, n[i], k);
+          const A slope = kNorm == Norm::l2 ? phi_first_over_n(f, n[i]) : f.first;
+          along[i] = call.upstream(p, i) * slope / along[i];
+        }
+      });
+      map_groups(call.groups, Combine<kNorm, false, T>{nullptr, x, n, nullptr, along.data()}, out);
+    });
+  });
+  return grad_grad;
+}
+
+std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_grad, const Tensor& grad_out,
+                                                             const Tensor& grad, const Tensor& norms,
+                                                             int64_t form, double target, int64_t norm,
+                                                             int64_t axes, int64_t reduction) {
+  const Call call(grad, form, target, norm, axes, reduction);
+  call.check_saved(grad, grad_out, norms);
+  check_like("grad_grad", grad_grad, "grad", grad);
+  Tensor out_grad = torch::stable::empty_like(grad);
+  Tensor out_grad_out = torch::stable::empty_like(grad_out);
+  dispatch_floating("grad_norm_penalty_double_backward", grad.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    using A = acc_t<T>;
+    const T* tangent = static_cast<const T*>(grad_grad.const_data_ptr());
+    const T* x = static_cast<const T*>(grad.const_data_ptr());
+    const A* n = static_cast<const A*>(norms.const_data_ptr());
+    const A* p = static_cast<const A*>(grad_out.const_data_ptr());
+    A* q = static_cast<A*>(out_grad_out.mutable_data_ptr());
+    T* out = static_cast<T*>(out_grad.mutable_data_ptr());
+    const int64_t count = call.groups.count();
+    dispatch_norm(call.norm, [&](auto kind) {
+      constexpr Norm kNorm = decltype(kind)::value;
+      const A k = static_cast<A>(call.target);
+      std::vector<A> along_direction = ties_of<kNorm>(call.groups, x, n);
+      std::vector<A> along_tangent(count), dot(count);
+      reduce_groups<Sum, A>(call.groups, DotTerm<kNorm, T>{tangent, x, n}, dot.data());
+      std::vector<double> partial(chunks_of(count), 0.0);
+      for_each_chunk(1, count, [&](int64_t, int64_t chunk, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Phi<A> f = phi(call.form, n[i], k);
+          const A upstream = call.upstream(p, i), ties = along_direction[i];
+          A in_grad_out;
+          if constexpr (kNorm == Norm::l2) {
+            const A ratio = phi_first_over_n(f, n[i]);
+            in_grad_out = ratio * dot[i];
+            along_tangent[i] = upstream * ratio;
+            along_direction[i] = n[i] != 0 ? upstream * (f.second - ratio) * (dot[i] / n[i]) / n[i] : A(0);
+          } else {
+            in_grad_out = f.first * dot[i] / ties;
+            along_direction[i] = upstream * f.second * dot[i] / (ties * ties);
+          }
+          if (call.reduction == Reduction::none)
+            q[i] = in_grad_out;
+          else
+            partial[chunk] += static_cast<double>(in_grad_out);
+        }
+      });
+      if (call.reduction != Reduction::none) {
+        double total = 0;
+        for (double part : partial) total += part;
+        *q = static_cast<A>(total * call.weight());
+      }
+      constexpr bool kTangent = kNorm == Norm::l2;
+      map_groups(call.groups,
+                 Combine<kNorm, kTangent, T>{tangent, x, n, along_tangent.data(), along_direction.data()},
+                 out);
+    });
+  });
+  return {out_grad, out_grad_out};
+}
+
+}  // namespace gpkernels::cpu

@@ -1,0 +1,14 @@
+// Which C++ function implements which op of gpkernels/ops/_library.py, on the CPU.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/kernels.h"
+
+STABLE_TORCH_LIBRARY_IMPL(gpkernels, CPU, m) {
+  m.impl("interpolate", TORCH_BOX(&gpkernels::cpu::interpolate));
+  m.impl("interpolate_backward", TORCH_BOX(&gpkernels::cpu::interpolate_backward));
+  m.impl("perturb", TORCH_BOX(&gpkernels::cpu::perturb));
+  m.impl("perturb_backward", TORCH_BOX(&gpkernels::cpu::perturb_backward));
+  m.impl("grad_norm_penalty", TORCH_BOX(&gpkernels::cpu::grad_norm_penalty));
+  m.impl("grad_norm_penalty_backward", TORCH_BOX(&gpkernels::cpu::grad_norm_penalty_backward));
+  m.impl("grad_norm_penalty_double_backward", TORCH_BOX(&gpkernels::cpu::grad_norm_penalty_double_backward));
+}

@@ -1,0 +1,49 @@
+"""The raw ops: every schema, fake and default implementation, in one place.
+
+A raw op has no derivative of its own: the autograd Functions of `gpkernels/ops/<op>/autograd.py` link each to the
+next. Called on tensors that require grad, outside such a Function, a raw op raises. C++ adds its kernels for a
+device (`csrc/registration.cpp`); on any other device an op runs its reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_library = torch.library.Library("gpkernels", "DEF")
+
+
+def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Registers the op of `schema`, its reference for every device, and the shapes of its results."""
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gpkernels::{name}", fake, lib=_library)
+    op = getattr(torch.ops.gpkernels, name).default
+
+    def without_derivative(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+            raise RuntimeError(
+                f"torch.ops.gpkernels.{name} is a raw kernel without a derivative, called on a tensor that requires "
+                "grad: call the function of the gpkernels package instead"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    _library.impl(name, without_derivative, "Autograd")
+
+
+def kernel(name: str) -> Callable[..., Any]:
+    """The op as a plain function, for use inside an autograd Function."""
+    op = getattr(torch.ops.gpkernels, name).default
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    call.__name__ = name
+    return call

@@ -1,0 +1,75 @@
+"""grad_norm_penalty: phi(||g||) over groups of a gradient, reduced. grad_norm is its row "linear", not reduced."""
+
+from typing import Any
+
+import torch
+
+from gpkernels import registry
+from gpkernels.ops import _support
+from gpkernels.ops._layout import accumulation_dtype
+from gpkernels.ops._library import define, kernel
+from gpkernels.ops.grad_penalty import penalties, reference
+
+_OPTIONS = "int form, float target, int norm, int axes, int reduction"
+
+
+def _fake(grad, form, target, norm, axes, reduction):
+    spatial = grad.shape[2:] if reference.AXES[axes] == "pixel" else ()
+    shape = (1,) if reference.AXES[axes] == "batch" else (grad.shape[0], *spatial)
+    dtype = accumulation_dtype(grad.dtype)
+    value_shape = shape if reference.REDUCTIONS[reduction] == "none" else ()
+    return grad.new_empty(value_shape, dtype=dtype), grad.new_empty(shape, dtype=dtype)
+
+
+def _fake_backward(grad_out, grad, norms, form, target, norm, axes, reduction):
+    return torch.empty_like(grad)
+
+
+def _fake_double_backward(grad_grad, grad_out, grad, norms, form, target, norm, axes, reduction):
+    return torch.empty_like(grad), torch.empty_like(grad_out)
+
+
+define(
+    f"grad_norm_penalty(Tensor grad, {_OPTIONS}) -> (Tensor, Tensor)",
+    reference.grad_norm_penalty,
+    _fake,
+)
+define(
+    f"grad_norm_penalty_backward(Tensor grad_out, Tensor grad, Tensor norms, {_OPTIONS}) -> Tensor",
+    reference.grad_norm_penalty_backward,
+    _fake_backward,
+)
+define(
+    "grad_norm_penalty_double_backward(Tensor grad_grad, Tensor grad_out, Tensor grad, Tensor norms,"
+    f" {_OPTIONS}) -> (Tensor, Tensor)",
+    reference.grad_norm_penalty_double_backward,
+    _fake_double_backward,
+)
+
+
+def _native_cpu(tensor: torch.Tensor, form: int = 0, **options: Any) -> tuple[bool, str]:
+    if form >= penalties.NATIVE_COUNT:
+        return False, f"the native kernels have no row for the penalty {penalties.row_of(form).name!r}"
+    return _support.native_cpu(tensor)
+
+
+registry.register(
+    registry.Implementation(
+        "grad_norm_penalty",
+        "reference",
+        _support.always,
+        forward=reference.grad_norm_penalty,
+        backward=reference.grad_norm_penalty_backward,
+        double_backward=reference.grad_norm_penalty_double_backward,
+    )
+)
+registry.register(
+    registry.Implementation(
+        "grad_norm_penalty",
+        "cpu",
+        _native_cpu,
+        forward=kernel("grad_norm_penalty"),
+        backward=kernel("grad_norm_penalty_backward"),
+        double_backward=kernel("grad_norm_penalty_double_backward"),
+    )
+)

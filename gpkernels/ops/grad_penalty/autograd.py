@@ -1,0 +1,63 @@
+"""grad_norm_penalty as autograd Functions.
+
+GradNormPenalty -> GradNormPenaltyBackward -> a fused kernel for the second derivative. Where a graph of that
+second derivative is asked for too, it is computed by the differentiable reference instead, so every order is
+exact. The norms travel from forward to backward as a cache: each formula is the total derivative in `grad`, the
+norms being functions of it, and no gradient flows through the cached copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpkernels.ops._layout import layout_of
+from gpkernels.ops.grad_penalty import reference
+from gpkernels.registry import Implementation
+
+Options = tuple[int, float, int, int, int]
+"""form, target, norm, axes, reduction: the raw ops' last arguments."""
+
+
+class GradNormPenalty(torch.autograd.Function):
+    """The reduced phi(||grad||). Highest gradient order: any, in grad."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, options: Options, impl: Implementation) -> Tensor:
+        value, norms = impl.forward(grad, *options)
+        ctx.save_for_backward(grad, norms)
+        ctx.options = (options, impl)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, None]:
+        grad, norms = ctx.saved_tensors
+        return GradNormPenaltyBackward.apply(grad_out, grad, norms, *ctx.options), None, None
+
+
+class GradNormPenaltyBackward(torch.autograd.Function):
+    """The gradient of the penalty in grad. Highest gradient order: any, in grad_out and grad."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad_out: Tensor, grad: Tensor, norms: Tensor, options: Options, impl: Implementation
+    ) -> Tensor:
+        grad_out = grad_out.contiguous()
+        ctx.save_for_backward(grad_out, grad, norms)
+        ctx.options = (options, impl)
+        return impl.backward(grad_out, grad, norms, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad_grad: Tensor) -> tuple[Any, ...]:
+        grad_out, grad, norms = ctx.saved_tensors
+        options, impl = ctx.options
+        if torch.is_grad_enabled():
+            in_grad, in_grad_out = reference.grad_norm_penalty_double_backward(
+                grad_grad, grad_out, grad, None, *options
+            )
+        else:
+            grad_grad = grad_grad.contiguous(memory_format=layout_of(grad))
+            in_grad, in_grad_out = impl.double_backward(grad_grad, grad_out, grad, norms, *options)
+        return in_grad_out, in_grad, None, None, None

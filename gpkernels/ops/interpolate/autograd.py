@@ -1,0 +1,85 @@
+"""interpolate as autograd Functions.
+
+The op is linear in (real, fake), so its backward is its adjoint g -> (eps g, (1 - eps) g), whose backward is the
+op again: the pair supports gradients of any order. eps is a constant. Only the seed is kept between passes; eps
+is drawn again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpkernels.registry import Implementation
+
+
+class Interpolate(torch.autograd.Function):
+    """eps real + (1 - eps) fake. Highest gradient order: any, in real and fake."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        real: Tensor,
+        fake: Tensor,
+        eps: Tensor | None,
+        seed: Tensor | None,
+        per_element: bool,
+        layout: torch.memory_format,
+        impl: Implementation,
+    ) -> Tensor:
+        ctx.save_for_backward(eps, seed)
+        ctx.options = (per_element, layout, impl)
+        return impl.forward(real, fake, eps, seed, per_element)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        eps, seed = ctx.saved_tensors
+        need_real, need_fake = ctx.needs_input_grad[:2]
+        grads = InterpolateBackward.apply(grad_out, eps, seed, need_real, need_fake, *ctx.options)
+        return (
+            grads[0] if need_real else None,
+            grads[1] if need_fake else None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+class InterpolateBackward(torch.autograd.Function):
+    """(eps grad_out, (1 - eps) grad_out). Highest gradient order: any, in grad_out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_out: Tensor,
+        eps: Tensor | None,
+        seed: Tensor | None,
+        need_real: bool,
+        need_fake: bool,
+        per_element: bool,
+        layout: torch.memory_format,
+        impl: Implementation,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(eps, seed)
+        ctx.options = (per_element, layout, impl)
+        grad_out = grad_out.contiguous(memory_format=layout)
+        return impl.backward(grad_out, eps, seed, per_element, need_real, need_fake)
+
+    @staticmethod
+    def backward(ctx: Any, tangent_real: Tensor | None, tangent_fake: Tensor | None) -> tuple[Any, ...]:
+        eps, seed = ctx.saved_tensors
+        per_element, layout, impl = ctx.options
+        result: Tensor | None = None
+        if tangent_real is not None and tangent_fake is not None:
+            tangents = [t.contiguous(memory_format=layout) for t in (tangent_real, tangent_fake)]
+            result = Interpolate.apply(*tangents, eps, seed, per_element, layout, impl)
+        elif tangent_real is not None:
+            result = InterpolateBackward.apply(tangent_real, eps, seed, True, False, *ctx.options)[0]
+        elif tangent_fake is not None:
+            result = InterpolateBackward.apply(tangent_fake, eps, seed, False, True, *ctx.options)[1]
+        return (result, *[None] * 7)
