@@ -53,7 +53,12 @@ def native_extension():
     flags = ["-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fvisibility=hidden"]
     link_flags = []
     if os.environ.get("GPKERNELS_SANITIZE") == "1":
-        flags += ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+        flags += [
+            "-g",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=undefined",
+            "-fno-omit-frame-pointer",
+        ]
         link_flags += ["-fsanitize=address,undefined"]
     extension = CppExtension(
         "gpkernels._C",

@@ -46,24 +46,21 @@ inline void check_dense(const char* name, const Tensor& x) {
 
 inline void check_like(const char* name, const Tensor& x, const char* other_name, const Tensor& other) {
   STD_TORCH_CHECK(x.is_cpu(), name, ": wanted a CPU tensor, got one on another device");
-  STD_TORCH_CHECK(x.scalar_type() == other.scalar_type(), name, ": wanted the dtype of ", other_name,
-                  ", got another");
-  STD_TORCH_CHECK(same_layout(x, other), name, ": wanted the shape and strides of ", other_name,
-                  ", got others");
+  STD_TORCH_CHECK(x.scalar_type() == other.scalar_type(), name, ": wanted the dtype of ", other_name, ", got another");
+  STD_TORCH_CHECK(same_layout(x, other), name, ": wanted the shape and strides of ", other_name, ", got others");
 }
 
 // A contiguous vector that belongs to `of`: eps, norms, upstream gradients of one value a group.
 inline void check_vector(const char* name, const Tensor& v, int64_t length, ScalarType dtype) {
   STD_TORCH_CHECK(v.is_cpu(), name, ": wanted a CPU tensor, got one on another device");
   STD_TORCH_CHECK(v.scalar_type() == dtype, name, ": wanted the accumulation dtype, got another");
-  STD_TORCH_CHECK(v.is_contiguous() && v.numel() == length, name, ": wanted ", length,
-                  " contiguous elements, got ", v.numel());
+  STD_TORCH_CHECK(v.is_contiguous() && v.numel() == length, name, ": wanted ", length, " contiguous elements, got ",
+                  v.numel());
 }
 
 inline Seed read_seed(const Tensor& seed) {
-  STD_TORCH_CHECK(
-      seed.is_cpu() && seed.scalar_type() == ScalarType::Long && seed.is_contiguous() && seed.numel() == 2,
-      "seed: wanted a contiguous int64 CPU tensor of 2 elements, got ", seed.numel(), " elements");
+  STD_TORCH_CHECK(seed.is_cpu() && seed.scalar_type() == ScalarType::Long && seed.is_contiguous() && seed.numel() == 2,
+                  "seed: wanted a contiguous int64 CPU tensor of 2 elements, got ", seed.numel(), " elements");
   const int64_t* words = static_cast<const int64_t*>(seed.const_data_ptr());
   return {static_cast<uint64_t>(words[0]), static_cast<uint64_t>(words[1])};
 }

@@ -69,10 +69,8 @@ GPK_HD void cos_sin_turn(float u, float* cosine, float* sine) {
   const float t = 6.28318531f * (u - 0.25f * static_cast<float>(quarter));
   const float t2 = t * t;
   const float c =
-      1.0f +
-      t2 * (-1.0f / 2 + t2 * (1.0f / 24 + t2 * (-1.0f / 720 + t2 * (1.0f / 40320 - t2 * (1.0f / 3628800)))));
-  const float s =
-      t * (1.0f + t2 * (-1.0f / 6 + t2 * (1.0f / 120 + t2 * (-1.0f / 5040 + t2 * (1.0f / 362880)))));
+      1.0f + t2 * (-1.0f / 2 + t2 * (1.0f / 24 + t2 * (-1.0f / 720 + t2 * (1.0f / 40320 - t2 * (1.0f / 3628800)))));
+  const float s = t * (1.0f + t2 * (-1.0f / 6 + t2 * (1.0f / 120 + t2 * (-1.0f / 5040 + t2 * (1.0f / 362880)))));
   const bool swap = (quarter & 1) != 0;
   const float x = swap ? s : c, y = swap ? c : s;
   *cosine = ((quarter + 1) & 2) != 0 ? -x : x;

@@ -1,20 +1,25 @@
 """gpkernels: exact gradient penalties for GAN training, on the critic you already have."""
 
 from gpkernels import _native
-from gpkernels import ops as _ops  # defines the schemas, which the native library then implements
+from gpkernels import ops as _ops  # noqa: F401  defines the schemas that the native library implements
 from gpkernels._version import __version__
 from gpkernels.functional import grad_norm, grad_norm_penalty, interpolate, perturb
+from gpkernels.nn import GradientPenalty
+from gpkernels.penalty import gradient_penalty, score_and_penalty
 from gpkernels.registry import BackendError, backend, why_not
 
 _native.load()
 
 __all__ = [
     "BackendError",
+    "GradientPenalty",
     "__version__",
     "backend",
     "grad_norm",
     "grad_norm_penalty",
+    "gradient_penalty",
     "interpolate",
     "perturb",
+    "score_and_penalty",
     "why_not",
 ]

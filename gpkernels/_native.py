@@ -16,9 +16,7 @@ def load() -> None:
     try:
         from gpkernels import _C  # type: ignore[attr-defined]
     except ModuleNotFoundError:
-        missing = (
-            "the C++ kernels were not built (no compiler when gpkernels was installed, or GPKERNELS_BUILD=none)"
-        )
+        missing = "the C++ kernels were not built (no compiler when gpkernels was installed, or GPKERNELS_BUILD=none)"
         return
     except ImportError as error:
         missing = f"the C++ kernels do not load: {error}"

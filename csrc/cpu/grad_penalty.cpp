@@ -201,9 +201,8 @@ std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, d
   return {value, norms};
 }
 
-Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& norms,
-                                  int64_t form, double target, int64_t norm, int64_t axes,
-                                  int64_t reduction) {
+Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& norms, int64_t form,
+                                  double target, int64_t norm, int64_t axes, int64_t reduction) {
   const Call call(grad, form, target, norm, axes, reduction);
   call.check_saved(grad, grad_out, norms);
   Tensor grad_grad = torch::stable::empty_like(grad);
@@ -232,9 +231,9 @@ Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, co
 }
 
 std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_grad, const Tensor& grad_out,
-                                                             const Tensor& grad, const Tensor& norms,
-                                                             int64_t form, double target, int64_t norm,
-                                                             int64_t axes, int64_t reduction) {
+                                                             const Tensor& grad, const Tensor& norms, int64_t form,
+                                                             double target, int64_t norm, int64_t axes,
+                                                             int64_t reduction) {
   const Call call(grad, form, target, norm, axes, reduction);
   call.check_saved(grad, grad_out, norms);
   check_like("grad_grad", grad_grad, "grad", grad);
@@ -283,8 +282,7 @@ std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_
         *q = static_cast<A>(total * call.weight());
       }
       constexpr bool kTangent = kNorm == Norm::l2;
-      map_groups(call.groups,
-                 Combine<kNorm, kTangent, T>{tangent, x, n, along_tangent.data(), along_direction.data()},
+      map_groups(call.groups, Combine<kNorm, kTangent, T>{tangent, x, n, along_tangent.data(), along_direction.data()},
                  out);
     });
   });

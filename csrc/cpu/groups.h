@@ -50,8 +50,8 @@ GPK_MULTIVERSION A reduce_row(const Term& term, int64_t begin, int64_t end, int6
 constexpr int64_t kTile = 512;
 
 template <template <class> class Op, class A, class Term>
-GPK_MULTIVERSION void reduce_columns(const Term& term, Groups groups, int64_t outer, int64_t begin,
-                                     int64_t end, A* out) {
+GPK_MULTIVERSION void reduce_columns(const Term& term, Groups groups, int64_t outer, int64_t begin, int64_t end,
+                                     A* out) {
   A acc[kTile] = {};
   const int64_t width = end - begin;
   for (int64_t r = 0; r < groups.reduce; ++r) {
@@ -111,8 +111,7 @@ GPK_MULTIVERSION void map_row(const Element& element, T* out, int64_t begin, int
 }
 
 template <class T, class Element>
-GPK_MULTIVERSION void map_columns(const Element& element, T* out, int64_t offset, int64_t group,
-                                  int64_t width) {
+GPK_MULTIVERSION void map_columns(const Element& element, T* out, int64_t offset, int64_t group, int64_t width) {
   for (int64_t i = 0; i < width; ++i) out[offset + i] = element(offset + i, group + i);
 }
 
@@ -126,8 +125,8 @@ void map_groups(Groups groups, const Element& element, T* out) {
   }
   for_each_tile(groups, [&](int64_t outer, int64_t begin, int64_t end) {
     for (int64_t r = 0; r < groups.reduce; ++r)
-      map_columns(element, out, (outer * groups.reduce + r) * groups.inner + begin,
-                  outer * groups.inner + begin, end - begin);
+      map_columns(element, out, (outer * groups.reduce + r) * groups.inner + begin, outer * groups.inner + begin,
+                  end - begin);
   });
 }
 

@@ -43,8 +43,7 @@ struct EpsSource {
 
   template <class T>
   acc_t<T> at(int64_t sample) const {
-    return given != nullptr ? static_cast<const acc_t<T>*>(given)[sample]
-                            : acc_t<T>(uniform_at(seed, sample));
+    return given != nullptr ? static_cast<const acc_t<T>*>(given)[sample] : acc_t<T>(uniform_at(seed, sample));
   }
 };
 
@@ -98,8 +97,8 @@ Tensor interpolate(const Tensor& real, const Tensor& fake, const std::optional<T
 }
 
 std::tuple<Tensor, Tensor> interpolate_backward(const Tensor& grad_out, const std::optional<Tensor>& eps,
-                                                const std::optional<Tensor>& seed, bool per_element,
-                                                bool need_real, bool need_fake) {
+                                                const std::optional<Tensor>& seed, bool per_element, bool need_real,
+                                                bool need_fake) {
   check_dense("grad_out", grad_out);
   const EpsSource source = eps_source(grad_out, eps, seed, per_element);
   auto output = [&](bool wanted) {

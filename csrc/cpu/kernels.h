@@ -16,20 +16,19 @@ using torch::stable::Tensor;
 Tensor interpolate(const Tensor& real, const Tensor& fake, const std::optional<Tensor>& eps,
                    const std::optional<Tensor>& seed, bool per_element);
 std::tuple<Tensor, Tensor> interpolate_backward(const Tensor& grad_out, const std::optional<Tensor>& eps,
-                                                const std::optional<Tensor>& seed, bool per_element,
-                                                bool need_real, bool need_fake);
-Tensor perturb(const Tensor& real, const std::optional<Tensor>& sigma, double scale, int64_t noise,
-               const Tensor& seed);
+                                                const std::optional<Tensor>& seed, bool per_element, bool need_real,
+                                                bool need_fake);
+Tensor perturb(const Tensor& real, const std::optional<Tensor>& sigma, double scale, int64_t noise, const Tensor& seed);
 Tensor perturb_backward(const Tensor& grad_out, double scale, int64_t noise, const Tensor& seed);
 
 // grad_penalty.cpp
 std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, double target, int64_t norm,
                                              int64_t axes, int64_t reduction);
-Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& norms,
-                                  int64_t form, double target, int64_t norm, int64_t axes, int64_t reduction);
+Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& norms, int64_t form,
+                                  double target, int64_t norm, int64_t axes, int64_t reduction);
 std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_grad, const Tensor& grad_out,
-                                                             const Tensor& grad, const Tensor& norms,
-                                                             int64_t form, double target, int64_t norm,
-                                                             int64_t axes, int64_t reduction);
+                                                             const Tensor& grad, const Tensor& norms, int64_t form,
+                                                             double target, int64_t norm, int64_t axes,
+                                                             int64_t reduction);
 
 }  // namespace gpkernels::cpu

@@ -12,8 +12,8 @@
 
 // A hot loop is compiled for three x86-64 levels and chosen once, when the library is loaded. ifunc resolvers
 // run before a sanitizer's runtime is up, so a sanitizer build has the baseline only.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 12 && \
-    !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define GPK_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #define GPK_HAS_MULTIVERSION 1
 #else

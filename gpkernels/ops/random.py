@@ -25,9 +25,7 @@ def draw_seed(like: torch.Tensor, generator: torch.Generator | None) -> torch.Te
     if generator is None or generator.device.type == like.device.type:
         return torch.empty(2, dtype=torch.int64, device=like.device).random_(generator=generator)
     if generator.device.type != "cpu":
-        raise ValueError(
-            f"generator: wanted one on {like.device} or on the CPU, got one on {generator.device}"
-        )
+        raise ValueError(f"generator: wanted one on {like.device} or on the CPU, got one on {generator.device}")
     return torch.empty(2, dtype=torch.int64).random_(generator=generator).to(like.device)
 
 
@@ -40,7 +38,12 @@ def philox_words(seed: torch.Tensor, count: int) -> torch.Tensor:
     k0, k1 = key & _MASK, (key >> 32) & _MASK
     for _ in range(10):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # modulo 2^64: the low and high words are right
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return torch.stack((c0, c1, c2, c3), dim=1).reshape(-1)[:count]
 

@@ -13,9 +13,7 @@ def _fake(real, fake, eps, seed, per_element):
 
 
 def _fake_backward(grad_out, eps, seed, per_element, need_real, need_fake):
-    return tuple(
-        torch.empty_like(grad_out) if need else grad_out.new_empty(0) for need in (need_real, need_fake)
-    )
+    return tuple(torch.empty_like(grad_out) if need else grad_out.new_empty(0) for need in (need_real, need_fake))
 
 
 define(

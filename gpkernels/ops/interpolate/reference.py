@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from gpkernels.ops import random
@@ -21,9 +20,7 @@ def _weights(like: Tensor, eps: Tensor | None, seed: Tensor | None, per_element:
     return eps if per_element else eps.view(-1, *[1] * (like.dim() - 1))
 
 
-def interpolate(
-    real: Tensor, fake: Tensor, eps: Tensor | None, seed: Tensor | None, per_element: bool
-) -> Tensor:
+def interpolate(real: Tensor, fake: Tensor, eps: Tensor | None, seed: Tensor | None, per_element: bool) -> Tensor:
     weight = _weights(real, eps, seed, per_element)
     return (weight * real + (1 - weight) * fake).to(real.dtype)
 
