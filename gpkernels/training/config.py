@@ -1,0 +1,121 @@
+"""Every setting of a training run, one field each; the command line makes a flag of every field."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpkernels.errors import UserError
+from gpkernels.kinds import KINDS
+from gpkernels.ops.grad_penalty.penalties import PENALTIES
+from gpkernels.ops.grad_penalty.reference import AXES
+
+CRITICS = ("dcgan", "cost-model")
+LOSSES = ("ls-gan", "gls-gan")
+CROPS = ("178", "148", "140", "128", "108", "none")
+SPLITS = ("train", "valid", "test", "all")
+
+
+def _setting(default: Any, doc: str, *, choices: tuple[str, ...] | None = None, minimum: float | None = None) -> Any:
+    return field(default=default, metadata={"help": doc, "choices": choices, "minimum": minimum})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run of the reference trainer. The defaults are LS-GAN-PG with the settings of its public code."""
+
+    preset: str = _setting("ls-gan-pg", "name of the preset the other settings start from")
+    data: str = _setting("lfw-mini", "lfw-mini, folder:PATH or celeba:PATH")
+    image_size: int | None = _setting(
+        None, "side of the square images, 32 or 64 (default: 32 for lfw-mini, else 64)", minimum=32
+    )
+    crop: str = _setting("178", "celeba: side of the crop before resizing, in pixels", choices=CROPS)
+    split: str = _setting("train", "celeba: the official part to train on", choices=SPLITS)
+    max_images: int | None = _setting(None, "use only the first this many images (default: all)", minimum=1)
+    flip: bool = _setting(True, "mirror images at random")
+    shift: int | None = _setting(
+        None, "shift images at random by up to this many pixels (default: 1 for lfw-mini, else 0)", minimum=0
+    )
+
+    loss: str = _setting("ls-gan", "the loss-sensitive family's cost: ls-gan (hinge) or gls-gan", choices=LOSSES)
+    slope: float = _setting(0.0, "gls-gan: nu of the cost max(a, nu a); 0 is LS-GAN, 1 is WGAN, -1 is |a|")
+    margin: float = _setting(2e-4, "lambda of the margin lambda * ||x - G(z)||_1", minimum=0)
+    gamma: float = _setting(0.0, "weight of the real samples' own loss E L(x)", minimum=0)
+    penalty: str = _setting("ls_gan_pg", "kind of gradient penalty", choices=("none", *KINDS))
+    penalty_weight: float = _setting(10.0, "weight of the gradient penalty", minimum=0)
+    penalty_form: str | None = _setting(
+        None, "R(n) of the penalty (default: the kind's usual one)", choices=tuple(PENALTIES)
+    )
+    penalty_axes: str = _setting("pixel", "what the gradient's norm runs over", choices=AXES)
+    penalty_interval: int = _setting(1, "lazy regularisation: penalise every this many steps", minimum=1)
+
+    critic: str = _setting("dcgan", "critic: dcgan, or cost-model (five BN + ReLU convolutions)", choices=CRITICS)
+    nz: int = _setting(100, "size of the latent vector z", minimum=1)
+    ngf: int = _setting(64, "width of the generator", minimum=1)
+    ndf: int = _setting(64, "width of the critic", minimum=1)
+    ema: float = _setting(0.999, "decay of the generator's moving average, from which samples are drawn", minimum=0)
+
+    batch_size: int = _setting(64, "images a step", minimum=2)
+    epochs: int = _setting(25, "passes over the data (an epoch of lfw-mini is 32 passes)", minimum=1)
+    steps: int | None = _setting(None, "stop after this many steps instead of --epochs", minimum=1)
+    lr: float = _setting(2e-4, "Adam's learning rate, generator and critic", minimum=0)
+    beta1: float = _setting(0.5, "Adam's beta1", minimum=0)
+    beta2: float = _setting(0.999, "Adam's beta2", minimum=0)
+    seed: int = _setting(0, "seed of everything random; a seeded run repeats bit for bit on the CPU", minimum=0)
+    device: str = _setting("auto", "auto (cuda where there is one), cpu, cuda, cuda:1, ...")
+    channels_last: bool = _setting(True, "keep images and weights in channels_last memory, which is faster")
+    log_every: int = _setting(10, "steps between lines of the log", minimum=1)
+
+    def __post_init__(self) -> None:
+        for name, spec in settings().items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            choices, minimum = spec.metadata["choices"], spec.metadata["minimum"]
+            if choices is not None and value not in choices:
+                raise UserError(f"{flag(name)}: wanted one of {', '.join(choices)}, got {value!r}")
+            if minimum is not None and not value >= minimum:
+                raise UserError(f"{flag(name)}: wanted at least {minimum:g}, got {value}")
+        if self.image_size not in (None, 32, 64):
+            raise UserError(f"--image-size: wanted 32 or 64, got {self.image_size}")
+        if self.seed >= 2**31:
+            raise UserError(f"--seed: wanted a number below 2**31, got {self.seed}")
+        if self.slope > 1:
+            raise UserError(f"--slope: wanted a number <= 1, got {self.slope:g}")
+        if self.slope != 0 and self.loss != "gls-gan":
+            raise UserError(f"--slope: wanted 0 for loss {self.loss!r} (only gls-gan has a slope), got {self.slope:g}")
+        for name in ("beta1", "beta2", "ema"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"{flag(name)}: wanted a number below 1, got {getattr(self, name):g}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        unknown = sorted(set(values) - set(settings()))
+        if unknown:
+            raise UserError(f"config: wanted settings of this version, got unknown ones: {', '.join(unknown)}")
+        return cls(**values)
+
+
+def settings() -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(TrainConfig)}
+
+
+def setting_types() -> dict[str, type]:
+    """The type of each setting's value, None left out."""
+    hints = typing.get_type_hints(TrainConfig)
+    return {
+        name: next(t for t in typing.get_args(hint) if t is not type(None))
+        if isinstance(hint, types.UnionType)
+        else hint
+        for name, hint in hints.items()
+    }
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,55 @@
+"""Pictures of a run: sample grids and training curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gpkernels.training.checkpoint import write_atomically
+
+
+def save_grid(path: Path, images: Tensor, columns: int | None = None) -> None:
+    """Images of shape (N, C, H, W) in [-1, 1], C 1 or 3, as a PNG grid, small images enlarged by whole pixels."""
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    scale = max(1, 96 // height)
+    pixels = ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    grid = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
+    grid[:count] = pixels
+    grid = grid.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    array = grid.reshape(rows * height, columns * width, channels).squeeze(-1).numpy()
+    picture = Image.fromarray(array).resize((columns * width * scale, rows * height * scale), Image.Resampling.NEAREST)
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def save_curves(path: Path, records: list[dict[str, Any]]) -> None:
+    """Losses, the critic's outputs, penalty and gradient norm, and margin over the steps of a log, as a PNG."""
+    import matplotlib.figure
+
+    panels = (
+        ("losses", ("critic_loss", "generator_loss")),
+        ("critic's output L (low = real)", ("loss_real", "loss_fake")),
+        ("penalty and gradient norm", ("penalty", "grad_norm")),
+        ("margin and mean gap L(G(z)) - L(x)", ("margin", "gap")),
+    )
+    figure = matplotlib.figure.Figure(figsize=(11, 7), layout="constrained")
+    steps = [record["step"] for record in records]
+    for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for name in names:
+            axes.plot(steps, [record[name] for record in records], label=name, linewidth=1)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))

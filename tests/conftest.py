@@ -1,0 +1,44 @@
+"""Fixtures for every test: torch.empty filled with NaN, and the backends that can run on this machine."""
+
+import pytest
+import torch
+
+from gpkernels import registry
+
+DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
+
+
+@pytest.fixture(autouse=True)
+def nan_poisoned_empty():
+    """Uninitialised memory, torch's own and that of native kernels, reads as NaN: an output element that a kernel
+    does not write fails the test."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def usable_backends():
+    return [name for name in registry.BACKENDS if registry.why_not(name) is None]
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", usable_backends(), indirect=True)
+
+
+@pytest.fixture
+def backend(request):
+    """Runs the test inside `gp.backend(name)`; yields the name."""
+    with registry.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(backend):
+    return DEVICE[backend]
