@@ -24,7 +24,7 @@ NAMES = ("form", "norm", "axes", "reduction")
 def scaled(shape, axes, **kwargs):
     """A gradient whose norms lie on both sides of the target 1."""
     grad = torch.randn(shape, **kwargs)
-    return grad / oracles.norms(grad.double(), "l2", axes).mean().item()
+    return grad * (1.3 / oracles.norms(grad.double(), "l2", axes).mean().item())
 
 
 @pytest.mark.parametrize(NAMES, OPTIONS)
@@ -34,7 +34,8 @@ def test_value(backend, device, form, norm, axes, reduction):
         got = gp.grad_norm_penalty(grad, form=form, norm=norm, axes=axes, reduction=reduction)
         wanted = oracles.penalty(grad.double(), form, 1.0, norm, axes, reduction)
         assert got.shape == wanted.shape
-        assert oracles.relative_error(got, wanted) < 2e-6, shape
+        # n is exact to a few float32 ulp; (n - 1)^2 loses the relative accuracy near 1, hence the absolute bound
+        torch.testing.assert_close(got.double(), wanted, rtol=3e-6, atol=3e-7)
 
 
 @pytest.mark.parametrize(NAMES, OPTIONS)
@@ -129,7 +130,7 @@ def test_linf_shares_the_gradient_among_ties(backend, device):
 @pytest.mark.parametrize("norm", NORMS)
 def test_low_precision_accumulates_in_float32(backend, device, dtype, tolerance, norm):
     """65,536 elements: the value is as exact as float32 sums, the gradient is rounded to the dtype once."""
-    grad = (torch.randn(2, 4, 128, 128, device=device) / 256).to(dtype).requires_grad_()
+    grad = (torch.randn(2, 4, 128, 128, device=device) / 128).to(dtype).requires_grad_()
     value = gp.grad_norm_penalty(grad, norm=norm)
     assert value.dtype == torch.float32
     exact = grad.detach().double().requires_grad_()

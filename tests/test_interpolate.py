@@ -19,7 +19,7 @@ def generator():
 
 def drawn_eps(shape, per_element):
     """The eps that `generator()` gives, from the oracle's words."""
-    seed = torch.empty(2, dtype=torch.int64).random_(generator=generator())
+    seed = torch.randint(2**63 - 1, (2,), generator=generator())
     count = torch.Size(shape).numel() if per_element else shape[0]
     eps = torch.tensor([word >> 8 for word in oracles.words(seed, count)], dtype=torch.float64) * 2.0**-24
     return eps.reshape(shape) if per_element else eps.reshape(-1, *[1] * (len(shape) - 1))
@@ -72,8 +72,12 @@ def test_first_and_second_derivative(backend, device, shape, mode, wrt):
 
     def f(*_):
         per_element = mode == "element"
-        return gp.interpolate(real, fake, eps=eps, per_element=per_element, generator=None if eps is not None else
-                              generator()) ** 3
+        return (
+            gp.interpolate(
+                real, fake, eps=eps, per_element=per_element, generator=None if eps is not None else generator()
+            )
+            ** 3
+        )
 
     assert gradcheck(f, inputs)
     assert gradgradcheck(f, inputs)

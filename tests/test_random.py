@@ -42,8 +42,9 @@ def test_eps_of_each_element_is_its_word(backend, device, seed, shape):
     wanted = torch.tensor([word >> 8 for word in oracles.words(seed, real.numel())], dtype=torch.float64) * 2.0**-24
     assert torch.equal(eps.cpu().double().flatten(), wanted)
     per_sample = impl.forward(real, torch.zeros_like(real), None, words, False)
-    assert torch.equal(per_sample.cpu().double().flatten(1 if real.dim() > 1 else 0).reshape(shape[0], -1)[:, 0],
-                       wanted[: shape[0]])
+    assert torch.equal(
+        per_sample.cpu().double().flatten(1 if real.dim() > 1 else 0).reshape(shape[0], -1)[:, 0], wanted[: shape[0]]
+    )
 
 
 def test_uniform_never_reaches_one():
@@ -84,8 +85,13 @@ def test_same_numbers_on_every_backend():
     results = []
     for name in ("reference", "cpu"):
         with gp.backend(name):
-            results.append(gp.perturb(gp.interpolate(real, fake, generator=torch.Generator().manual_seed(1)), scale=0.5,
-                                      generator=torch.Generator().manual_seed(2)))
+            results.append(
+                gp.perturb(
+                    gp.interpolate(real, fake, generator=torch.Generator().manual_seed(1)),
+                    scale=0.5,
+                    generator=torch.Generator().manual_seed(2),
+                )
+            )
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-6)
 
 

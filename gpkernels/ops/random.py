@@ -11,6 +11,7 @@ import math
 
 import torch
 
+_WORDS = 2**63 - 1  # the range of a seed word
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -23,10 +24,10 @@ def draw_seed(like: torch.Tensor, generator: torch.Generator | None) -> torch.Te
     of a small copy that a CUDA graph cannot capture); any other generator must be on the device of `like`.
     """
     if generator is None or generator.device.type == like.device.type:
-        return torch.empty(2, dtype=torch.int64, device=like.device).random_(generator=generator)
+        return torch.randint(_WORDS, (2,), device=like.device, generator=generator)
     if generator.device.type != "cpu":
         raise ValueError(f"generator: wanted one on {like.device} or on the CPU, got one on {generator.device}")
-    return torch.empty(2, dtype=torch.int64).random_(generator=generator).to(like.device)
+    return torch.randint(_WORDS, (2,), generator=generator).to(like.device)
 
 
 def philox_words(seed: torch.Tensor, count: int) -> torch.Tensor:
