@@ -44,7 +44,7 @@ def _cuda_device() -> str:
 
 def _choice(op: str, device: str) -> str:
     """The backend used, then each one passed over with the reason."""
-    passed_over = []
+    passed_over: list[str] = []
     for name in registry.PREFERENCE[device]:
         reason = registry.why_not(name, op, device=device)
         if reason is None or (name == "reference" and not torch.cuda.is_available()):

@@ -33,9 +33,12 @@ def penalty(call: _Call, x: Tensor, measure: Measure, size: int, create_graph: b
         value = share.detach() if value is None else value + share.detach()
         if create_graph:
             leaves = [leaf for leaf in _leaves(share) if leaf is not part]
+            factor = call.loss_scale(share.device)
             # retain_graph: graphs that feed the critic from outside are shared between microbatches
-            grads = torch.autograd.grad(share, leaves, retain_graph=True) if leaves else ()
+            grads = torch.autograd.grad(share, leaves, factor, retain_graph=True) if leaves else ()
             for leaf, leaf_grad in zip(leaves, grads, strict=True):
+                if factor is not None:
+                    leaf_grad = leaf_grad / factor
                 kept[leaf] = kept[leaf] + leaf_grad if leaf in kept else leaf_grad
     assert value is not None
     return _WithGradients.apply(value, tuple(kept.values()), *kept) if kept else value

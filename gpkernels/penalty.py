@@ -215,15 +215,22 @@ class _Call:
         """d(sum of scores)/dx, shape of x: the gradient of each sample's score, unscaled."""
         if not scores.requires_grad:
             raise fail("critic", "scores that depend on x", "scores without a gradient (is x detached inside it?)")
-        total, unscale = scores.sum(), None
-        if self.scaler is not None and self.scaler.is_enabled():
-            factor = self.scaler.scale(torch.ones((), device=scores.device))
-            total, unscale = total.float() * factor, factor.reciprocal()
+        total, factor = scores.sum(), self.loss_scale(scores.device)
+        if factor is not None:
+            total = total.float() * factor
         # retain_graph: the caller may go on to use the scores
         (grad,) = torch.autograd.grad(total, x, create_graph=create_graph, retain_graph=True, allow_unused=True)
         if grad is None:
             raise fail("critic", "scores that depend on x", "scores that do not (their gradient in x is None)")
-        return grad if unscale is None else grad.to(accumulation_dtype(grad.dtype)) * unscale
+        return grad if factor is None else grad.to(accumulation_dtype(grad.dtype)) / factor
+
+    def loss_scale(self, device: torch.device) -> Tensor | None:
+        """The scaler's factor as a tensor, without waiting for the device; None where nothing is scaled."""
+        if self.scaler is None or not self.scaler.is_enabled():
+            return None
+        factor = self.scaler.scale(torch.ones((), device=device))
+        assert isinstance(factor, Tensor)
+        return factor
 
 
 def uncompiled(critic: Critic) -> Critic:
