@@ -52,7 +52,9 @@ class TrainConfig:
     penalty_axes: str = _setting("pixel", "what the gradient's norm runs over", choices=AXES)
     penalty_interval: int = _setting(1, "lazy regularisation: penalise every this many steps", minimum=1)
 
-    critic: str = _setting("dcgan", "critic: dcgan, or cost-model (five BN + ReLU convolutions)", choices=CRITICS)
+    critic: str = _setting(
+        "dcgan", "critic: dcgan, or cost-model (BN + ReLU between five convolutions)", choices=CRITICS
+    )
     nz: int = _setting(100, "size of the latent vector z", minimum=1)
     ngf: int = _setting(64, "width of the generator", minimum=1)
     ndf: int = _setting(64, "width of the critic", minimum=1)

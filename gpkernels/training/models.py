@@ -36,9 +36,9 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Images of shape (B, channels, size, size) to L, shape (B,): low for real images.
 
-    Stride-2 convolutions down to 4x4 and one 4x4 convolution to a number. "dcgan" follows each but the last with
-    LeakyReLU 0.2 and has no norm layers; "cost-model" follows each, the last too, with BatchNorm and ReLU, the
-    ReLU at the end making L >= 0.
+    Stride-2 convolutions down to 4x4 and one 4x4 convolution to a number: five at 64x64. All but the last are
+    followed by LeakyReLU 0.2 for "dcgan", by BatchNorm and ReLU for "cost-model". The last gives L itself: with a
+    ReLU after it, or BatchNorm and ReLU, L died to a constant 0 within 1,500 steps of the penalised loss.
     """
 
     def __init__(self, kind: str, channels: int, width: int, size: int) -> None:
@@ -49,8 +49,6 @@ class Critic(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), *_after(kind, outputs)]
             inputs, outputs, size = outputs, outputs * 2, size // 2
         layers.append(nn.Conv2d(inputs, 1, 4, bias=False))
-        if kind == "cost-model":
-            layers += _after(kind, 1)
         self.layers = nn.Sequential(*layers)
         self.apply(_initialise)
 

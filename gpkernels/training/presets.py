@@ -30,7 +30,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {"ngf": 16, "ndf": 16, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "epochs": 40},
         ),
         "ls-gan-pg-cost-model": Preset(
-            "LS-GAN-PG with the cost model of the LS-GAN poster: five convolutions, each with BN and ReLU",
+            "LS-GAN-PG with the cost model of the LS-GAN poster: five convolutions with BN and ReLU between them",
             {"critic": "cost-model", "epochs": 24},
         ),
         "ls-gan": Preset(

@@ -1,0 +1,199 @@
+"""The command line in real processes: training, interruption, resuming, sampling; one-line errors, exit code 2."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import trees
+
+from gpkernels import cli
+from gpkernels.training import checkpoint
+
+SMALL = ["--ngf", "4", "--ndf", "4", "--nz", "8", "--batch-size", "4", "--log-every", "1"]
+
+
+def gpkernels(*arguments, cwd=None):
+    command = [sys.executable, "-m", "gpkernels", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout, stderr) of the command line, in this process."""
+    code = cli.main([str(a) for a in arguments])
+    return code, *capsys.readouterr()
+
+
+def test_train_then_sample_on_a_folder(tmp_path):
+    trees.folder(tmp_path / "images", 8)
+    (tmp_path / "images/broken.png").write_text("no")
+    trained = gpkernels(
+        "train", "--data", "folder:images", "--image-size", 32, "--out", "run", "--epochs", 2, *SMALL, cwd=tmp_path
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "skipped images/broken.png" in trained.stdout
+    assert "8 images of 32x32" in trained.stdout
+    assert sorted(p.name for p in (tmp_path / "run/samples").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
+    drawn = gpkernels("sample", "run/checkpoint.pt", "--n", 10, "--out", "new/grid.png", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "10 images of ls-gan-pg after step 4 -> new/grid.png" in drawn.stdout
+    assert (tmp_path / "new/grid.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_interrupt_saves_and_resume_goes_on(tmp_path, number):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "gpkernels", "train", "--out", str(out), "--steps", "100000", *SMALL]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "log.jsonl").is_file() or not (out / "log.jsonl").stat().st_size:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert errors == ""
+    assert f"Go on with: gpkernels train --out {out} --resume" in output
+    step = checkpoint.load(out)["step"]
+    assert step >= 1
+    resumed = gpkernels("train", "--out", out, "--resume", "--steps", step + 3)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming after step {step}" in resumed.stdout
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, step + 4))
+
+
+def test_default_run_folders_are_new_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run(capsys, "train", "--steps", 1, *SMALL)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["ls-gan-pg-001", "ls-gan-pg-002"]
+
+
+def test_presets_and_explicit_flags(tmp_path, capsys):
+    code, listed, _ = run(capsys, "presets")
+    assert code == 0
+    assert [line.split()[0] for line in listed.splitlines()] == [
+        "ls-gan-pg",
+        "ls-gan-pg-mini",
+        "ls-gan-pg-cost-model",
+        "ls-gan",
+    ]
+    run(capsys, "train", "--preset", "ls-gan", "--steps", 1, "--no-flip", "--out", tmp_path / "run", *SMALL)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["penalty"], config["critic"], config["lr"]) == ("none", "cost-model", 1e-4)
+    assert (config["flip"], config["ngf"], config["preset"]) == (False, 4, "ls-gan")
+
+
+def test_help_tells_every_setting_with_its_default():
+    from gpkernels.training.config import flag, settings
+
+    text = " ".join(gpkernels("train", "--help").stdout.split())
+    assert all(flag(name) in text for name in settings())
+    assert "(default: 0.0002)" in text
+    for command in ("sample", "presets", "doctor"):
+        assert gpkernels(command, "--help").returncode == 0
+
+
+def test_doctor_reports_and_checks(capsys):
+    code, text, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "native compiler: " in text
+    assert "grad_norm_penalty on cpu: ok" in text
+    assert "not cuda: interpolate has no cuda implementation in this version" in text
+
+
+def test_doctor_fails_when_a_kernel_is_wrong(capsys, monkeypatch):
+    from gpkernels import registry
+
+    row = registry._rows["interpolate", "cpu"]
+    wrong = registry.Implementation("interpolate", "cpu", row.supports, lambda *a: row.forward(*a) * 1.01, row.backward)
+    monkeypatch.setitem(registry._rows, ("interpolate", "cpu"), wrong)
+    code, text, _ = run(capsys, "doctor")
+    assert code == 1
+    assert "interpolate on cpu: WRONG" in text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert cli.main(["train", "--out", str(out), "--steps", "1", *SMALL]) == 0
+    return out
+
+
+def unwritable(tmp_path):
+    """A path below a file: no folder can be made there, whoever asks."""
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda p, t: ["train", "--data", f"folder:{p}/none"], "/none, which does not exist"),
+        (lambda p, t: ["train", "--data", f"folder:{p}"], "wanted images"),
+        (lambda p, t: ["train", "--data", "imagenet"], "--data: wanted lfw-mini, folder:PATH or celeba:PATH"),
+        (lambda p, t: ["train", "--loss", "hinge"], "--loss: wanted one of ls-gan, gls-gan, got 'hinge'"),
+        (lambda p, t: ["train", "--preset", "vae"], "--preset: wanted one of 'ls-gan-pg'"),
+        (lambda p, t: ["train", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (lambda p, t: ["train", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (lambda p, t: ["train", "--device", "tpu9"], "--device: wanted a device torch can use, got 'tpu9'"),
+        (lambda p, t: ["train", "--out", unwritable(p), "--steps", "1", *SMALL], "file/run"),
+        (lambda p, t: ["train", "--out", t], "already holds a run; --resume goes on with it"),
+        (lambda p, t: ["train", "--resume"], "--resume: wanted --out"),
+        (lambda p, t: ["train", "--resume", "--out", p], "checkpoint.pt, which does not exist"),
+        (
+            lambda p, t: ["train", "--resume", "--out", t, "--ndf", "8"],
+            "--ndf: wanted 4, as the checkpoint was trained",
+        ),
+        (lambda p, t: ["sample", p / "none.pt"], "none.pt, which does not exist"),
+        (lambda p, t: ["sample", t, "--n", "0"], "--n: wanted a whole number >= 1, got 0"),
+        (lambda p, t: ["sample", t, "--out", unwritable(p) / "grid.png"], "file/run"),
+        (lambda p, t: [], "the following arguments are required: command"),
+    ],
+)
+def test_what_a_person_can_put_right_is_one_line(tmp_path, monkeypatch, capsys, trained, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run(capsys, *arguments(tmp_path, trained))
+    assert code == 2
+    assert errors.startswith("gpkernels: error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
+
+
+def test_resume_on_other_data_is_refused(tmp_path, capsys, trained):
+    trees.folder(tmp_path, 4)
+    code, _, errors = run(capsys, "train", "--resume", "--out", trained, "--data", f"folder:{tmp_path}", "--steps", 2)
+    assert code == 2
+    assert "--data: wanted 1 channels of 32 pixels, as the checkpoint was trained, got 3 of 64" in errors
+
+
+def test_corrupted_checkpoint_is_refused_everywhere(tmp_path, capsys, trained):
+    (tmp_path / "checkpoint.pt").write_bytes((trained / "checkpoint.pt").read_bytes()[:3000])
+    for arguments in (["sample", tmp_path], ["train", "--resume", "--out", tmp_path]):
+        code, _, errors = run(capsys, *arguments)
+        assert code == 2
+        assert "is corrupted or not a checkpoint" in errors
+
+
+def test_checkpoint_needs_no_pickle_of_unknown_origin(trained):
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 1
+
+
+def test_missing_training_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    code, _, errors = run(capsys, "train")
+    assert code == 2
+    assert "training wants rich, which is not installed: pip install 'gpkernels[train]'" in errors
+
+
+def test_runs_as_a_module_for_launchers(tmp_path):
+    command = [sys.executable, "-m", "gpkernels.training", "--steps", "1", "--out", str(tmp_path / "run"), *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
+    assert done.returncode == 0, done.stderr

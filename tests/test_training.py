@@ -1,0 +1,284 @@
+"""The trainer: losses by hand, a step by hand, repeatable and resumable to the bit, and learning."""
+
+import json
+
+import critics
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from gpkernels.errors import UserError
+from gpkernels.training import TrainConfig, Trainer, checkpoint, data, losses, models
+
+SMALL = {"ngf": 4, "ndf": 4, "batch_size": 4, "nz": 8, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return data.load(TrainConfig())
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The nets are tiny; threads only add noise to the tests' time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trainer(faces, out, *, resume=None, **settings):
+    return Trainer(TrainConfig(**{**SMALL, **settings}), faces, out, resume=resume)
+
+
+def weights(trained):
+    state = checkpoint.load(trained.out)
+    return {
+        f"{net}.{name}": value for net in ("generator", "ema", "critic") for name, value in state[net].items()
+    }, state["optimizers"]
+
+
+def test_margin_and_cost_by_hand():
+    real, fake = torch.tensor([[[[1.0, -1.0]]], [[[0.5, 0.0]]]]), torch.zeros(2, 1, 1, 2)
+    margin = losses.margins(real, fake, 0.1)
+    assert margin.tolist() == pytest.approx([0.2, 0.05])
+    loss_real, loss_fake = torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0])
+    terms = losses.critic_terms(loss_real, loss_fake, margin, gamma=0.5)
+    assert terms.loss.item() == pytest.approx((0.7 + 0.0) / 2 + 0.5 * 0.0)
+    a = torch.tensor([0.7, -2.95])
+    for slope, wanted in ((0.0, [0.7, 0.0]), (1.0, [0.7, -2.95]), (-1.0, [0.7, 2.95]), (0.5, [0.7, -1.475])):
+        assert losses.cost(a, slope).tolist() == pytest.approx(wanted)
+
+
+def test_margin_is_constant_in_the_backward():
+    real, fake = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    assert not losses.margins(real, fake, 1.0).requires_grad
+
+
+def test_gls_gan_with_slope_one_is_wgan():
+    loss_real, loss_fake, margin = torch.randn(8), torch.randn(8), torch.rand(8)
+    terms = losses.critic_terms(loss_real, loss_fake, margin, slope=1.0)
+    assert terms.loss.item() == pytest.approx((loss_real.mean() - loss_fake.mean() + margin.mean()).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("critic", ["dcgan", "cost-model"])
+def test_models_have_the_shapes_of_dcgan(size, critic):
+    config = TrainConfig(critic=critic, ngf=8, ndf=8)
+    generator, net = models.build(config, 3, size)
+    images = generator(torch.randn(4, 100))
+    assert images.shape == (4, 3, size, size)
+    assert images.abs().max() <= 1
+    assert net(images).shape == (4,)
+    convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(convolutions) == {32: 4, 64: 5}[size]
+    assert all(c.bias is None for c in convolutions)
+    has_norm = any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
+    assert has_norm == (critic == "cost-model")
+    assert torch.cat([c.weight.detach().flatten() for c in convolutions]).std() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_critic_step_is_the_formula(faces, tmp_path):
+    """Adam's first moment after one step is (1 - beta1) times the gradient of the loss written out by hand."""
+    run = trainer(faces, tmp_path, margin=0.01, gamma=0.3, slope=-0.5, loss="gls-gan")
+    config, critic = run.config, run.critic
+    draws = torch.Generator().manual_seed(1)
+    real = faces.batch(config, 0, draws)
+    with torch.no_grad():
+        fake = run.generator(torch.randn(4, 8, generator=draws))
+    a = 0.01 * (real - fake).abs().sum((1, 2, 3)) + critic(real) - critic(fake)
+    loss = torch.maximum(a, -0.5 * a).mean() + 0.3 * critic(real).mean()
+    loss = loss + 10 * oracles.gradient_penalty(critic, real, "linear", axes="pixel")
+    wanted = critics.parameter_gradients(loss, critic)
+    parameters = list(critic.parameters())
+    run.generator.load_state_dict(trainer(faces, tmp_path).generator.state_dict())  # undo BatchNorm's update
+    terms = run.train_step()
+    assert terms["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    for parameter, grad in zip(parameters, wanted, strict=True):
+        moment = run.optimizers["critic"].state[parameter]["exp_avg"]
+        torch.testing.assert_close(moment, 0.5 * grad, rtol=1e-4, atol=1e-6)
+
+
+def test_average_follows_the_generator(faces, tmp_path):
+    run = trainer(faces, tmp_path)
+    before = {name: value.clone() for name, value in run.ema.state_dict().items()}
+    run.train_step()
+    for name, value in run.generator.state_dict().items():
+        if value.dtype.is_floating_point:
+            wanted = before[name] + (value - before[name]) * (1 - 1 / 10)
+            torch.testing.assert_close(run.ema.state_dict()[name], wanted)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"critic": "cost-model"},
+        {"penalty": "coupled", "penalty_axes": "sample"},
+        {"penalty": "local", "penalty_interval": 3},
+        {"penalty": "none", "loss": "gls-gan", "slope": 0.5},
+    ],
+    ids=str,
+)
+def test_interrupted_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(faces, tmp_path, settings):
+    whole = trainer(faces, tmp_path / "whole", steps=9, **settings)
+    assert whole.run()
+    first = trainer(faces, tmp_path / "parts", steps=9, **settings)
+    assert not first.run(should_stop=lambda: first.step == 4)
+    torch.manual_seed(99)  # what another process would have
+    state = checkpoint.load(tmp_path / "parts")
+    second = trainer(faces, tmp_path / "parts", steps=9, resume=state, **settings)
+    assert second.step == 4
+    assert second.run()
+    results = [weights(t) for t in (whole, second)]
+    for name, value in results[0][0].items():
+        assert torch.equal(value, results[1][0][name]), name
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=0)
+    logs = [(t.out / "log.jsonl").read_text() for t in (whole, second)]
+    assert logs[0] == logs[1]
+
+
+def test_same_seed_repeats_and_another_differs(faces, tmp_path):
+    runs = [trainer(faces, tmp_path / str(i), steps=3, seed=seed) for i, seed in enumerate((1, 1, 2))]
+    for run in runs:
+        run.run()
+    a, b, c = (weights(run)[0]["generator.layers.0.weight"] for run in runs)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_log_lines_after_the_last_checkpoint_are_dropped_on_resume(faces, tmp_path):
+    run = trainer(faces, tmp_path, steps=4)
+    run.run()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 5}) + "\n")
+    again = trainer(faces, tmp_path, steps=6, resume=checkpoint.load(tmp_path))
+    again.run()
+    lines = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4, 5, 6]
+
+
+def test_run_folder_holds_what_it_promises(faces, tmp_path):
+    from PIL import Image
+
+    run = trainer(faces, tmp_path, steps=3)
+    run.run()
+    assert json.loads((tmp_path / "config.json").read_text())["ngf"] == 4
+    record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert set(record) == {
+        "step",
+        "epoch",
+        "critic_loss",
+        "generator_loss",
+        "loss_real",
+        "loss_fake",
+        "gap",
+        "margin",
+        "penalty",
+        "grad_norm",
+    }
+    with Image.open(tmp_path / "samples/epoch_0001.png") as grid:
+        assert grid.size == (8 * 96, 8 * 96)
+        shown = np.asarray(grid)[96 : 2 * 96 : 3, 2 * 96 : 3 * 96 : 3]  # row 1, column 2: sample 10, enlarged by 3
+    wanted = (run.sample(run.fixed_z)[10, 0].numpy() + 1) * 127.5
+    assert np.abs(shown - wanted).max() <= 0.5 + 1e-3
+    with Image.open(tmp_path / "curves.png") as curves:
+        assert curves.width > 500
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_training_learns_faces(faces, tmp_path):
+    """After 400 small steps the generator's images are far nearer to real faces than at initialisation: the
+    sliced Wasserstein distance to the real images falls to below half."""
+
+    def distance(images):
+        directions = torch.randn(1024, 128, generator=torch.Generator().manual_seed(0))
+        directions /= directions.norm(dim=0)
+        real = torch.from_numpy(faces.images).float().flatten(1) / 127.5 - 1
+        quantiles = torch.linspace(0.01, 0.99, 50)
+        projected = [torch.quantile(x.flatten(1) @ directions, quantiles, dim=0) for x in (images, real)]
+        return (projected[0] - projected[1]).abs().mean().item()
+
+    torch.use_deterministic_algorithms(False)
+    run = trainer(faces, tmp_path, ngf=8, ndf=8, nz=16, batch_size=16, lr=1e-3, ema=0.9, log_every=100)
+    z = torch.randn(100, 16, generator=torch.Generator().manual_seed(1))
+    before = distance(run.sample(z))
+    for _ in range(400):
+        run.train_step()
+    assert distance(run.sample(z)) < before / 2
+
+
+def test_divergence_stops_with_the_term_that_broke(faces, tmp_path):
+    run = trainer(faces, tmp_path, steps=3)
+    run.train_step()
+    run.save()
+    with torch.no_grad():
+        next(run.critic.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"training diverged: critic_loss is nan at step 2"):
+        run.run()
+    assert checkpoint.load(tmp_path)["step"] == 1
+
+
+def damage(path, how):
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif how == "not a checkpoint":
+        path.write_text("hello")
+    elif how == "another file of torch's":
+        torch.save({"weights": torch.zeros(3)}, path)
+    elif how == "code in it":
+        torch.save({"format": 1, "run": print}, path)
+    elif how == "another architecture":
+        state = torch.load(path, weights_only=True)
+        state["config"]["ngf"] = 8
+        torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "is corrupted or not a checkpoint"),
+        ("not a checkpoint", "is corrupted or not a checkpoint"),
+        ("another file of torch's", "is not a gpkernels checkpoint of format 1"),
+        ("code in it", "is corrupted or not a checkpoint"),
+        ("another architecture", "its generator is of another architecture than its config"),
+    ],
+)
+def test_bad_checkpoints_are_refused(faces, tmp_path, how, message):
+    trainer(faces, tmp_path, steps=1).run()
+    damage(tmp_path / "checkpoint.pt", how)
+    with pytest.raises(UserError, match=message):
+        checkpoint.load_generator(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    checkpoint.write_atomically(path, lambda file: file.write(b"old"))
+
+    def broken(file):
+        file.write(b"new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write_atomically(path, broken)
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "hinge"}, "--loss: wanted one of ls-gan, gls-gan, got 'hinge'"),
+        ({"slope": 0.5}, "--slope: wanted 0 for loss 'ls-gan'"),
+        ({"slope": 2.0, "loss": "gls-gan"}, "--slope: wanted a number <= 1, got 2"),
+        ({"penalty": "wgan"}, "--penalty: wanted one of none, coupled"),
+        ({"image_size": 48}, "--image-size: wanted 32 or 64, got 48"),
+        ({"batch_size": 1}, "--batch-size: wanted at least 2, got 1"),
+        ({"lr": float("nan")}, "--lr: wanted at least 0, got nan"),
+        ({"beta1": 1.0}, "--beta1: wanted a number below 1, got 1"),
+        ({"seed": 2**31}, "--seed: wanted a number below 2"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**settings)

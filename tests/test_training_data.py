@@ -1,0 +1,158 @@
+"""Data sets: what is read, cropped, skipped and refused; batches as a function of (seed, step)."""
+
+import numpy as np
+import pytest
+import torch
+import trees
+from PIL import Image
+
+from gpkernels.errors import UserError
+from gpkernels.training import data
+from gpkernels.training.config import SPLITS, TrainConfig
+
+
+def config(**settings):
+    return TrainConfig(**{"batch_size": 4, **settings})
+
+
+def test_lfw_mini_is_100_faces():
+    images = data.load(config())
+    assert images.images.shape == (100, 1, 32, 32)
+    assert images.images.dtype == np.uint8
+    assert "memorises" in images.note
+    assert images.steps_per_epoch(16) == 200
+    assert data.load(config(image_size=64)).images.shape == (100, 1, 64, 64)
+    assert 60 < images.images.mean() < 200
+
+
+def test_folder_reads_every_image_below_it(tmp_path):
+    images = data.load(config(data=f"folder:{trees.folder(tmp_path)}"))
+    assert images.images.shape == (20, 3, 64, 64)
+    assert images.skipped == []
+    assert data.load(config(data=f"folder:{tmp_path}", max_images=7, image_size=32)).images.shape == (7, 3, 32, 32)
+
+
+def test_good_images_among_bad_ones_train_and_the_bad_are_named(tmp_path):
+    trees.folder(tmp_path, 6)
+    (tmp_path / "notes.jpg").write_text("not an image")
+    whole = trees.picture(tmp_path / "long.jpg", (200, 200)).read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "readme.txt").write_text("not an image and not called one")
+    images = data.load(config(data=f"folder:{tmp_path}"))
+    assert len(images.images) == 7
+    assert sorted(reason.split(":")[0].rsplit("/")[-1] for reason in images.skipped) == ["notes.jpg", "truncated.jpg"]
+
+
+def test_image_bombs_are_skipped(tmp_path, monkeypatch):
+    trees.folder(tmp_path, 2)
+    trees.picture(tmp_path / "bomb.png", (300, 300))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    images = data.load(config(data=f"folder:{tmp_path}"))
+    assert len(images.skipped) == 1
+    assert "decompression bomb" in images.skipped[0]
+
+
+@pytest.mark.parametrize("crop", ["178", "148", "140", "128", "108", "none"])
+def test_celeba_crops(tmp_path, crop):
+    trees.celeba(tmp_path)
+    images = data.load(config(data=f"celeba:{tmp_path}", crop=crop))
+    assert images.images.shape == (4, 3, 64, 64)
+    with Image.open(tmp_path / "celeba/img_align_celeba/000001.jpg") as image:
+        box = data.CELEBA_BOXES.get(crop, (0, 20, 178, 198))
+        wanted = np.asarray(image.crop(box).resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(images.images[0], wanted)
+
+
+def test_celeba_splits(tmp_path):
+    root = trees.celeba(tmp_path) / "celeba"
+    counts = {split: len(data.load(config(data=f"celeba:{root}", split=split)).images) for split in SPLITS}
+    assert counts == {"train": 4, "valid": 4, "test": 4, "all": 12}
+
+
+def test_step_decides_the_batch():
+    images, settings = data.load(config()), config(seed=3)
+
+    def batch(step):
+        return images.batch(settings, step, torch.Generator().manual_seed(step))
+
+    assert torch.equal(batch(5), batch(5))
+    assert not torch.equal(batch(5), batch(6))
+    assert batch(5).shape == (4, 1, 32, 32)
+    assert batch(5).dtype == torch.float32
+    assert -1 <= batch(5).min() < batch(5).max() <= 1
+
+
+def test_an_epoch_shows_every_image_equally_often():
+    images, settings = data.load(config()), config(batch_size=50)
+    order = torch.cat([images._order(settings, epoch) for epoch in (0, 1)])
+    assert torch.bincount(order).tolist() == [2 * images.passes] * 100
+
+
+def test_fewer_images_than_a_batch_still_fill_it(tmp_path):
+    images = data.load(config(data=f"folder:{trees.folder(tmp_path, 3)}", batch_size=8))
+    assert images.batch(config(batch_size=8), 0, torch.Generator()).shape[0] == 8
+
+
+def test_augmentation_flips_and_shifts_whole_images():
+    image = torch.arange(12, dtype=torch.uint8).reshape(1, 1, 3, 4).repeat(400, 1, 1, 1)
+    draws = torch.Generator().manual_seed(0)
+    assert torch.equal(data.augment(image, flip=False, shift=0, generator=draws), image)
+    flipped = data.augment(image, flip=True, shift=0, generator=draws)
+    same = (flipped == image).flatten(1).all(1)
+    assert torch.equal(flipped[~same], image[~same].flip(3))
+    assert 140 < same.sum() < 260
+    shifted = data.augment(image, flip=False, shift=1, generator=draws)
+    assert {tuple(s.flatten().tolist()) for s in shifted} == {
+        tuple(
+            image[0, 0][[min(max(r + dy, 0), 2) for r in range(3)]][:, [min(max(c + dx, 0), 3) for c in range(4)]]
+            .flatten()
+            .tolist()
+        )
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+    }
+
+
+def damaged_celeba(tmp_path, damage):
+    root = trees.celeba(tmp_path) / "celeba"
+    if damage == "missing image":
+        (root / "img_align_celeba/000003.jpg").unlink()
+    elif damage == "wrong count":
+        text = (root / "list_attr_celeba.txt").read_text()
+        (root / "list_attr_celeba.txt").write_text("13" + text[2:])
+    elif damage == "no partition":
+        (root / "list_eval_partition.txt").unlink()
+    elif damage == "no images":
+        for file in (root / "img_align_celeba").iterdir():
+            file.unlink()
+    return f"celeba:{tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: "mnist", "--data: wanted lfw-mini, folder:PATH or celeba:PATH, got 'mnist'"),
+        (lambda p: "folder:", "--data: wanted lfw-mini"),
+        (lambda p: f"folder:{p}/none", "--data folder: wanted a folder, got .*/none, which does not exist"),
+        (lambda p: f"folder:{trees.picture(p / 'a.png')}", "which is a file"),
+        (lambda p: f"folder:{p}", r"--data folder: wanted images \(.*\) in .*, got none"),
+        (lambda p: (p / "a.jpg").write_text("x") and f"folder:{p}", "wanted at least one readable image, got none"),
+        (lambda p: f"celeba:{p}/none", "--data celeba: wanted a folder"),
+        (lambda p: f"celeba:{p}", "--data celeba: wanted a folder img_align_celeba in"),
+        (lambda p: damaged_celeba(p, "missing image"), "got '12' stated, 12 rows and 11 images"),
+        (lambda p: damaged_celeba(p, "wrong count"), "got '13' stated, 12 rows and 12 images"),
+        (lambda p: damaged_celeba(p, "no partition"), "--split train: wanted .*list_eval_partition.txt"),
+        (lambda p: damaged_celeba(p, "no images"), "--data celeba: wanted .jpg files"),
+    ],
+)
+def test_bad_data_is_named(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        data.load(config(data=make(tmp_path)))
+
+
+def test_celeba_image_of_another_size_is_skipped(tmp_path):
+    trees.celeba(tmp_path)
+    trees.picture(tmp_path / "celeba/img_align_celeba/000001.jpg", (100, 100))
+    images = data.load(config(data=f"celeba:{tmp_path}"))
+    assert len(images.images) == 3
+    assert "wanted 178x218 pixels, got 100x100" in images.skipped[0]
