@@ -1,5 +1,6 @@
 """Loads the native library, which registers the C++ kernels with torch; remembers why when it cannot."""
 
+import importlib
 from typing import Any
 
 from gpkernels._version import __version__
@@ -14,13 +15,13 @@ missing: str = ""
 def load() -> None:
     global build_info, missing
     try:
-        from gpkernels import _C  # type: ignore[attr-defined]
+        native = importlib.import_module("gpkernels._C")
     except ModuleNotFoundError:
         missing = "the C++ kernels were not built (no compiler when gpkernels was installed, or GPKERNELS_BUILD=none)"
         return
     except ImportError as error:
         missing = f"the C++ kernels do not load: {error}"
         return
-    build_info = _C.build_info()
+    build_info = native.build_info()
     if build_info["version"] != __version__:
         missing = f"the C++ kernels are of version {build_info['version']}, the package of {__version__}: rebuild"

@@ -1,6 +1,7 @@
 """The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer: a build of its own runs the op tests."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def test_ops_are_clean_under_address_and_undefined_behaviour_sanitizers(sanitize
     )
     report = result.stdout[-4000:] + result.stderr[-4000:]
     assert result.returncode == 0, report
+    assert int(re.search(r"(\d+) passed", report)[1]) > 300
     assert "ERROR: AddressSanitizer" not in report
     assert "runtime error" not in report
 
