@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NO_INDEX = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
+CONSTRAINTS = {"PIP_CONSTRAINT": str(ROOT / ".ci/constraints.txt")}
 
 
 def python(*arguments, env=None, cwd=ROOT):
@@ -35,8 +35,10 @@ def source_copy(path):
     return path
 
 
-def wheel(source, env):
-    built = python("-m", "pip", "wheel", *NO_INDEX, "--wheel-dir", source / "wheels", source, env=env, cwd=source)
+def wheel(source, env, *, isolated=False):
+    flags = ["--no-deps", "--quiet", "--disable-pip-version-check", *([] if isolated else ["--no-build-isolation"])]
+    target = source / "wheels"
+    built = python("-m", "pip", "wheel", *flags, "--wheel-dir", target, source, env={**CONSTRAINTS, **env}, cwd=source)
     return built, sorted((source / "wheels").glob("*.whl")) if (source / "wheels").is_dir() else []
 
 
@@ -70,8 +72,10 @@ def test_pure_python_install_works_and_says_so(tmp_path, env, reason):
     assert "True" in probe.stdout
 
 
-def test_native_wheel_installs_and_carries_the_kernels(tmp_path):
-    built, wheels = wheel(source_copy(tmp_path / "source"), {"GPKERNELS_BUILD": "cpu", "MAX_JOBS": "2"})
+@pytest.mark.parametrize("isolated", [False, True], ids=["no isolation", "isolated build"])
+def test_native_wheel_installs_and_carries_the_kernels(tmp_path, isolated):
+    env = {"GPKERNELS_BUILD": "cpu", "MAX_JOBS": "2"}
+    built, wheels = wheel(source_copy(tmp_path / "source"), env, isolated=isolated)
     assert built.returncode == 0, built.stderr
     with zipfile.ZipFile(wheels[0]) as archive:
         names = archive.namelist()

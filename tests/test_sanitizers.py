@@ -48,7 +48,6 @@ def test_ops_are_clean_under_address_and_undefined_behaviour_sanitizers(sanitize
             sys.executable,
             "-m",
             "pytest",
-            "-q",
             "-k",
             f"cpu and {SKIPPED_TESTS} or native and not opcheck",
             *(source / "tests" / name for name in TESTS),
