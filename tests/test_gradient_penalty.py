@@ -23,7 +23,7 @@ def test_promise_on_an_unmodified_critic():
 
 
 @pytest.mark.parametrize(
-    ("form", "norm", "axes"), itertools.product(FORMS, ("l2", "l1", "linf"), ("sample", "pixel", "batch"))
+    ("form", "norm", "axes"), list(itertools.product(FORMS, ("l2", "l1", "linf"), ("sample", "pixel", "batch")))
 )
 def test_every_form_norm_and_axes(backend, form, norm, axes):
     critic, x = critics.conv(), critics.images()

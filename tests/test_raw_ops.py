@@ -34,12 +34,12 @@ def samples(dtype):
             yield OPS.perturb_backward, (real, 0.5, noise, SEED)
         for form, norm, axes, reduction in itertools.product(range(6), range(3), range(3), range(3)):
             options = (form, 1.0, norm, axes, reduction)
-            value, norms = OPS.grad_norm_penalty(real, *options)
+            value, saved = OPS.grad_norm_penalty(real, *options)
             upstream = torch.rand_like(value)
             yield OPS.grad_norm_penalty, (real, *options)
-            yield OPS.grad_norm_penalty_backward, (upstream, real, norms, *options)
+            yield OPS.grad_norm_penalty_backward, (upstream, real, saved, *options)
             tangent = torch.randn_like(real)
-            yield OPS.grad_norm_penalty_double_backward, (tangent, upstream, real, norms, *options)
+            yield OPS.grad_norm_penalty_double_backward, (tangent, upstream, real, saved, *options)
 
 
 def test_opcheck_schema_and_fake():
@@ -107,7 +107,7 @@ X = torch.randn(2, 3)
         (lambda: OPS.grad_norm_penalty(X[0], 0, 1.0, 0, 1, 0), "grad: wanted at least 2 dimensions"),
         (
             lambda: OPS.grad_norm_penalty_backward(torch.rand(()), X, torch.rand(3), 0, 1.0, 0, 0, 0),
-            "norms: wanted 2 contiguous elements, got 3",
+            "saved: wanted 2 contiguous elements, got 3",
         ),
     ],
 )
@@ -121,9 +121,9 @@ def test_empty_tensors_reach_no_kernel_loop():
         x = torch.zeros(shape)
         assert OPS.interpolate(x, x, None, SEED, True).shape == shape
         assert OPS.perturb(x, None, 0.5, 0, SEED).shape == shape
-        value, norms = OPS.grad_norm_penalty(x, 5, 1.0, 0, 0, 1)
+        value, saved = OPS.grad_norm_penalty(x, 5, 1.0, 0, 0, 1)
         assert value == 0
-        assert norms.tolist() == [0.0] * shape[0]
+        assert saved.tolist() == [[0.0] * shape[0]]
 
 
 @pytest.mark.parametrize("per_element", [False, True])

@@ -67,15 +67,14 @@ struct DotTerm {
   }
 };
 
-// direction(x)^2: for linf, the number of elements that attain the norm.
+// 1 where the element attains the norm of its group.
 template <class T>
 struct TieTerm {
   const T* x;
   const acc_t<T>* norms;
   [[gnu::always_inline]] acc_t<T> operator()(int64_t i, int64_t group) const {
     using A = acc_t<T>;
-    const A d = direction<Norm::linf>(A(x[i]), norms[group]);
-    return d * d;
+    return std::abs(A(x[i])) == norms[group] ? A(1) : A(0);
   }
 };
 
@@ -138,23 +137,22 @@ struct Call {
     return reduction == Reduction::none ? grad_out[group] : grad_out[0] * static_cast<A>(weight());
   }
 
-  void check_saved(const Tensor& grad, const Tensor& grad_out, const Tensor& norms) const {
+  // Rows of the saved tensor: the norms and, for linf, how many elements attain them.
+  int64_t saved_rows() const {
+    return norm == Norm::linf ? 2 : 1;
+  }
+
+  void check_saved(const Tensor& grad, const Tensor& grad_out, const Tensor& saved) const {
     const ScalarType dtype = accumulation_dtype(grad);
     check_vector("grad_out", grad_out, reduction == Reduction::none ? groups.count() : 1, dtype);
-    check_vector("norms", norms, groups.count(), dtype);
+    check_vector("saved", saved, saved_rows() * groups.count(), dtype);
   }
 };
 
-// The number of elements that attain the largest modulus, for linf; 1 a group otherwise.
-template <Norm kNorm, class T>
-std::vector<acc_t<T>> ties_of(Groups groups, const T* x, const acc_t<T>* norms) {
-  using A = acc_t<T>;
-  std::vector<A> ties(groups.count(), A(1));
-  if constexpr (kNorm == Norm::linf) {
-    reduce_groups<Sum, A>(groups, TieTerm<T>{x, norms}, ties.data());
-    for (A& tie : ties) tie = std::max(tie, A(1));
-  }
-  return ties;
+// How many elements of the group share its direction: the second row of `saved` for linf (at least 1), else 1.
+template <Norm kNorm, class A>
+A ties_of(const A* saved, int64_t group, int64_t count) {
+  return kNorm == Norm::linf ? std::max(saved[count + group], A(1)) : A(1);
 }
 
 }  // namespace
@@ -165,21 +163,25 @@ std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, d
   const ScalarType dtype = accumulation_dtype(grad);
   const std::vector<int64_t> shape = groups_shape(grad, call.axes);
   const std::vector<int64_t> value_shape = call.reduction == Reduction::none ? shape : std::vector<int64_t>{};
-  Tensor norms = torch::stable::new_empty(grad, shape, dtype);
+  std::vector<int64_t> saved_shape{call.saved_rows()};
+  saved_shape.insert(saved_shape.end(), shape.begin(), shape.end());
+  Tensor saved = torch::stable::new_empty(grad, saved_shape, dtype);
   Tensor value = torch::stable::new_empty(grad, value_shape, dtype);
   dispatch_floating("grad_norm_penalty", grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
     const T* x = static_cast<const T*>(grad.const_data_ptr());
-    A* n = static_cast<A*>(norms.mutable_data_ptr());
+    A* n = static_cast<A*>(saved.mutable_data_ptr());
     A* v = static_cast<A*>(value.mutable_data_ptr());
     const int64_t count = call.groups.count();
     dispatch_norm(call.norm, [&](auto kind) {
       constexpr Norm kNorm = decltype(kind)::value;
-      if constexpr (kNorm == Norm::linf)
+      if constexpr (kNorm == Norm::linf) {
         reduce_groups<Max, A>(call.groups, AbsTerm<T>{x}, n);
-      else
+        reduce_groups<Sum, A>(call.groups, TieTerm<T>{x, n}, n + count);
+      } else {
         reduce_groups<Sum, A>(call.groups, DotTerm<kNorm, T>{x, x, nullptr}, n);
+      }
     });
     const A k = static_cast<A>(call.target);
     std::vector<double> partial(chunks_of(count), 0.0);
@@ -198,30 +200,31 @@ std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, d
     for (double p : partial) total += p;
     *v = static_cast<A>(total * call.weight());
   });
-  return {value, norms};
+  return {value, saved};
 }
 
-Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& norms, int64_t form,
+Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& saved, int64_t form,
                                   double target, int64_t norm, int64_t axes, int64_t reduction) {
   const Call call(grad, form, target, norm, axes, reduction);
-  call.check_saved(grad, grad_out, norms);
+  call.check_saved(grad, grad_out, saved);
   Tensor grad_grad = torch::stable::empty_like(grad);
   dispatch_floating("grad_norm_penalty_backward", grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
     const T* x = static_cast<const T*>(grad.const_data_ptr());
-    const A* n = static_cast<const A*>(norms.const_data_ptr());
+    const A* n = static_cast<const A*>(saved.const_data_ptr());
     const A* p = static_cast<const A*>(grad_out.const_data_ptr());
     T* out = static_cast<T*>(grad_grad.mutable_data_ptr());
     dispatch_norm(call.norm, [&](auto kind) {
       constexpr Norm kNorm = decltype(kind)::value;
       const A k = static_cast<A>(call.target);
-      std::vector<A> along = ties_of<kNorm>(call.groups, x, n);
-      for_each_chunk(1, call.groups.count(), [&](int64_t, int64_t, int64_t begin, int64_t end) {
+      const int64_t count = call.groups.count();
+      std::vector<A> along(count);
+      for_each_chunk(1, count, [&](int64_t, int64_t, int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const Phi<A> f = phi(call.form, n[i], k);
           const A slope = kNorm == Norm::l2 ? phi_first_over_n(f, n[i]) : f.first;
-          along[i] = call.upstream(p, i) * slope / along[i];
+          along[i] = call.upstream(p, i) * slope / ties_of<kNorm>(n, i, count);
         }
       });
       map_groups(call.groups, Combine<kNorm, false, T>{nullptr, x, n, nullptr, along.data()}, out);
@@ -231,11 +234,11 @@ Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, co
 }
 
 std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_grad, const Tensor& grad_out,
-                                                             const Tensor& grad, const Tensor& norms, int64_t form,
+                                                             const Tensor& grad, const Tensor& saved, int64_t form,
                                                              double target, int64_t norm, int64_t axes,
                                                              int64_t reduction) {
   const Call call(grad, form, target, norm, axes, reduction);
-  call.check_saved(grad, grad_out, norms);
+  call.check_saved(grad, grad_out, saved);
   check_like("grad_grad", grad_grad, "grad", grad);
   Tensor out_grad = torch::stable::empty_like(grad);
   Tensor out_grad_out = torch::stable::empty_like(grad_out);
@@ -244,7 +247,7 @@ std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_
     using A = acc_t<T>;
     const T* tangent = static_cast<const T*>(grad_grad.const_data_ptr());
     const T* x = static_cast<const T*>(grad.const_data_ptr());
-    const A* n = static_cast<const A*>(norms.const_data_ptr());
+    const A* n = static_cast<const A*>(saved.const_data_ptr());
     const A* p = static_cast<const A*>(grad_out.const_data_ptr());
     A* q = static_cast<A*>(out_grad_out.mutable_data_ptr());
     T* out = static_cast<T*>(out_grad.mutable_data_ptr());
@@ -252,14 +255,13 @@ std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_
     dispatch_norm(call.norm, [&](auto kind) {
       constexpr Norm kNorm = decltype(kind)::value;
       const A k = static_cast<A>(call.target);
-      std::vector<A> along_direction = ties_of<kNorm>(call.groups, x, n);
-      std::vector<A> along_tangent(count), dot(count);
+      std::vector<A> along_direction(count), along_tangent(count), dot(count);
       reduce_groups<Sum, A>(call.groups, DotTerm<kNorm, T>{tangent, x, n}, dot.data());
       std::vector<double> partial(chunks_of(count), 0.0);
       for_each_chunk(1, count, [&](int64_t, int64_t chunk, int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const Phi<A> f = phi(call.form, n[i], k);
-          const A upstream = call.upstream(p, i), ties = along_direction[i];
+          const A upstream = call.upstream(p, i), ties = ties_of<kNorm>(n, i, count);
           A in_grad_out;
           if constexpr (kNorm == Norm::l2) {
             const A ratio = phi_first_over_n(f, n[i]);

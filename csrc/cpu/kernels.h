@@ -24,10 +24,10 @@ Tensor perturb_backward(const Tensor& grad_out, double scale, int64_t noise, con
 // grad_penalty.cpp
 std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, double target, int64_t norm,
                                              int64_t axes, int64_t reduction);
-Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& norms, int64_t form,
+Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& saved, int64_t form,
                                   double target, int64_t norm, int64_t axes, int64_t reduction);
 std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_grad, const Tensor& grad_out,
-                                                             const Tensor& grad, const Tensor& norms, int64_t form,
+                                                             const Tensor& grad, const Tensor& saved, int64_t form,
                                                              double target, int64_t norm, int64_t axes,
                                                              int64_t reduction);
 

@@ -17,15 +17,16 @@ def _fake(grad, form, target, norm, axes, reduction):
     spatial = grad.shape[2:] if reference.AXES[axes] == "pixel" else ()
     shape = (1,) if reference.AXES[axes] == "batch" else (grad.shape[0], *spatial)
     dtype = accumulation_dtype(grad.dtype)
+    rows = 2 if reference.NORMS[norm] == "linf" else 1
     value_shape = shape if reference.REDUCTIONS[reduction] == "none" else ()
-    return grad.new_empty(value_shape, dtype=dtype), grad.new_empty(shape, dtype=dtype)
+    return grad.new_empty(value_shape, dtype=dtype), grad.new_empty((rows, *shape), dtype=dtype)
 
 
-def _fake_backward(grad_out, grad, norms, form, target, norm, axes, reduction):
+def _fake_backward(grad_out, grad, saved, form, target, norm, axes, reduction):
     return torch.empty_like(grad)
 
 
-def _fake_double_backward(grad_grad, grad_out, grad, norms, form, target, norm, axes, reduction):
+def _fake_double_backward(grad_grad, grad_out, grad, saved, form, target, norm, axes, reduction):
     return torch.empty_like(grad), torch.empty_like(grad_out)
 
 
@@ -35,12 +36,12 @@ define(
     _fake,
 )
 define(
-    f"grad_norm_penalty_backward(Tensor grad_out, Tensor grad, Tensor norms, {_OPTIONS}) -> Tensor",
+    f"grad_norm_penalty_backward(Tensor grad_out, Tensor grad, Tensor saved, {_OPTIONS}) -> Tensor",
     reference.grad_norm_penalty_backward,
     _fake_backward,
 )
 define(
-    "grad_norm_penalty_double_backward(Tensor grad_grad, Tensor grad_out, Tensor grad, Tensor norms,"
+    "grad_norm_penalty_double_backward(Tensor grad_grad, Tensor grad_out, Tensor grad, Tensor saved,"
     f" {_OPTIONS}) -> (Tensor, Tensor)",
     reference.grad_norm_penalty_double_backward,
     _fake_double_backward,

@@ -2,8 +2,9 @@
 
 GradNormPenalty -> GradNormPenaltyBackward -> a fused kernel for the second derivative. Where a graph of that
 second derivative is asked for too, it is computed by the differentiable reference instead, so every order is
-exact. The norms travel from forward to backward as a cache: each formula is the total derivative in `grad`, the
-norms being functions of it, and no gradient flows through the cached copy.
+exact. `saved`, the norms (and for linf the number of elements that attain them), travels from forward to backward as a
+cache: each formula is the total derivative in `grad`, the norms being functions of it, and no gradient flows through
+the cached copy.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ class GradNormPenalty(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, options: Options, impl: Implementation) -> Tensor:
-        value, norms = impl.forward(grad, *options)
-        ctx.save_for_backward(grad, norms)
+        value, saved = impl.forward(grad, *options)
+        ctx.save_for_backward(grad, saved)
         ctx.options = (options, impl)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, None]:
-        grad, norms = ctx.saved_tensors
-        return GradNormPenaltyBackward.apply(grad_out, grad, norms, *ctx.options), None, None
+        grad, saved = ctx.saved_tensors
+        return GradNormPenaltyBackward.apply(grad_out, grad, saved, *ctx.options), None, None
 
 
 class GradNormPenaltyBackward(torch.autograd.Function):
@@ -42,16 +43,16 @@ class GradNormPenaltyBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad_out: Tensor, grad: Tensor, norms: Tensor, options: Options, impl: Implementation
+        ctx: Any, grad_out: Tensor, grad: Tensor, saved: Tensor, options: Options, impl: Implementation
     ) -> Tensor:
         grad_out = grad_out.contiguous()
-        ctx.save_for_backward(grad_out, grad, norms)
+        ctx.save_for_backward(grad_out, grad, saved)
         ctx.options = (options, impl)
-        return impl.backward(grad_out, grad, norms, *options)
+        return impl.backward(grad_out, grad, saved, *options)
 
     @staticmethod
     def backward(ctx: Any, grad_grad: Tensor) -> tuple[Any, ...]:
-        grad_out, grad, norms = ctx.saved_tensors
+        grad_out, grad, saved = ctx.saved_tensors
         options, impl = ctx.options
         if torch.is_grad_enabled():
             in_grad, in_grad_out = reference.grad_norm_penalty_double_backward(
@@ -59,5 +60,5 @@ class GradNormPenaltyBackward(torch.autograd.Function):
             )
         else:
             grad_grad = grad_grad.contiguous(memory_format=layout_of(grad))
-            in_grad, in_grad_out = impl.double_backward(grad_grad, grad_out, grad, norms, *options)
+            in_grad, in_grad_out = impl.double_backward(grad_grad, grad_out, grad, saved, *options)
         return in_grad_out, in_grad, None, None, None

@@ -71,20 +71,27 @@ def _reduce(values: Tensor, reduction: int) -> Tensor:
 def grad_norm_penalty(
     grad: Tensor, form: int, target: float, norm: int, axes: int, reduction: int
 ) -> tuple[Tensor, Tensor]:
-    """(the reduced penalty, the norm of each group), in the accumulation dtype."""
+    """(the reduced penalty, what its derivatives need), in the accumulation dtype.
+
+    The second result has shape (1, *groups), the norm of each group, or for linf (2, *groups): the norm, and how many
+    elements attain it.
+    """
     row = penalties.row_of(form)
     g = _grouped(grad, axes)
     n = _norms(g, norm)
+    saved = n.unsqueeze(0)
+    if norm == _LINF:
+        saved = torch.stack((n, (g.abs() == n.unsqueeze(1)).sum(1).to(n.dtype)))
     is_square = row.name == "squared" or (target == 0 and row.name in ("two_sided", "one_sided"))
     if is_square and norm == _L2:  # without the root, so that the second derivative is right at 0 too
-        return _reduce(g.square().sum(1), reduction), n
-    return _reduce(row.phi(n, target), reduction).clone(), n
+        return _reduce(g.square().sum(1), reduction), saved
+    return _reduce(row.phi(n, target), reduction).clone(), saved
 
 
 def grad_norm_penalty_backward(
     grad_out: Tensor,
     grad: Tensor,
-    norms: Tensor,
+    saved: Tensor,
     form: int,
     target: float,
     norm: int,
@@ -93,12 +100,12 @@ def grad_norm_penalty_backward(
 ) -> Tensor:
     """p phi'(n) s."""
     row = penalties.row_of(form)
-    g = _grouped(grad, axes)
-    p = _upstream(grad_out, norms, reduction)
+    g, n = _grouped(grad, axes), saved[0]
+    p = _upstream(grad_out, n, reduction)
     if norm == _L2:
-        result = (p * penalties.d_over_n(row, norms, target)).unsqueeze(1) * g
+        result = (p * penalties.d_over_n(row, n, target)).unsqueeze(1) * g
     else:
-        result = (p * row.d(norms, target)).unsqueeze(1) * _direction(g, norms, norm)
+        result = (p * row.d(n, target)).unsqueeze(1) * _direction(g, n, norm)
     return _ungrouped(result, grad)
 
 
@@ -106,7 +113,7 @@ def grad_norm_penalty_double_backward(
     grad_grad: Tensor,
     grad_out: Tensor,
     grad: Tensor,
-    norms: Tensor | None,
+    saved: Tensor | None,
     form: int,
     target: float,
     norm: int,
@@ -114,11 +121,11 @@ def grad_norm_penalty_double_backward(
     reduction: int,
 ) -> tuple[Tensor, Tensor]:
     """Derivative of the backward along its result's gradient G: in grad, p [phi''(n) d s + (l2 only)
-    phi'(n)/n (G - d s)]; in grad_out, the reduced phi'(n) d. Without `norms` they are computed from `grad`, and the
-    result is then differentiable in every tensor."""
+    phi'(n)/n (G - d s)]; in grad_out, the reduced phi'(n) d. Without `saved` the norms are computed from `grad`, and
+    the result is then differentiable in every tensor."""
     row = penalties.row_of(form)
     g, tangent = _grouped(grad, axes), _grouped(grad_grad, axes)
-    n = _norms(g, norm) if norms is None else norms
+    n = _norms(g, norm) if saved is None else saved[0]
     p = _upstream(grad_out, n, reduction)
     s = _direction(g, n, norm)
     d = (tangent * s).sum(1)
