@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/DeviceType.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -13,6 +14,7 @@
 
 namespace gpkernels {
 
+using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -37,30 +39,47 @@ inline bool is_channels_last(const Tensor& x) {
   return x.size(0) <= 1 || x.stride(0) == expected;
 }
 
-inline void check_dense(const char* name, const Tensor& x) {
-  STD_TORCH_CHECK(x.is_cpu(), name, ": wanted a CPU tensor, got one on another device");
+inline const char* device_name(DeviceType device) {
+  return device == DeviceType::CPU ? "CPU" : "CUDA";
+}
+
+inline void check_device(const char* name, const Tensor& x, DeviceType device) {
+  STD_TORCH_CHECK(x.device().type() == device, name, ": wanted a ", device_name(device),
+                  " tensor, got one on another device");
+}
+
+inline void check_dense(const char* name, const Tensor& x, DeviceType device = DeviceType::CPU) {
+  check_device(name, x, device);
   STD_TORCH_CHECK(x.dim() >= 1, name, ": wanted at least one dimension, got none");
   STD_TORCH_CHECK(x.is_contiguous() || is_channels_last(x), name,
                   ": wanted contiguous or channels_last memory, got another layout");
 }
 
-inline void check_like(const char* name, const Tensor& x, const char* other_name, const Tensor& other) {
-  STD_TORCH_CHECK(x.is_cpu(), name, ": wanted a CPU tensor, got one on another device");
+inline void check_like(const char* name, const Tensor& x, const char* other_name, const Tensor& other,
+                       DeviceType device = DeviceType::CPU) {
+  check_device(name, x, device);
   STD_TORCH_CHECK(x.scalar_type() == other.scalar_type(), name, ": wanted the dtype of ", other_name, ", got another");
   STD_TORCH_CHECK(same_layout(x, other), name, ": wanted the shape and strides of ", other_name, ", got others");
 }
 
 // A contiguous vector that belongs to `of`: eps, norms, upstream gradients of one value a group.
-inline void check_vector(const char* name, const Tensor& v, int64_t length, ScalarType dtype) {
-  STD_TORCH_CHECK(v.is_cpu(), name, ": wanted a CPU tensor, got one on another device");
+inline void check_vector(const char* name, const Tensor& v, int64_t length, ScalarType dtype,
+                         DeviceType device = DeviceType::CPU) {
+  check_device(name, v, device);
   STD_TORCH_CHECK(v.scalar_type() == dtype, name, ": wanted the accumulation dtype, got another");
   STD_TORCH_CHECK(v.is_contiguous() && v.numel() == length, name, ": wanted ", length, " contiguous elements, got ",
                   v.numel());
 }
 
+inline void check_seed(const Tensor& seed, DeviceType device) {
+  STD_TORCH_CHECK(seed.device().type() == device && seed.scalar_type() == ScalarType::Long && seed.is_contiguous() &&
+                      seed.numel() == 2,
+                  "seed: wanted a contiguous int64 ", device_name(device), " tensor of 2 elements, got ", seed.numel(),
+                  " elements");
+}
+
 inline Seed read_seed(const Tensor& seed) {
-  STD_TORCH_CHECK(seed.is_cpu() && seed.scalar_type() == ScalarType::Long && seed.is_contiguous() && seed.numel() == 2,
-                  "seed: wanted a contiguous int64 CPU tensor of 2 elements, got ", seed.numel(), " elements");
+  check_seed(seed, DeviceType::CPU);
   const int64_t* words = static_cast<const int64_t*>(seed.const_data_ptr());
   return {static_cast<uint64_t>(words[0]), static_cast<uint64_t>(words[1])};
 }

@@ -72,8 +72,7 @@ def _worst(make: Callable[[], tuple[Tensor, Tensor]], backend: str) -> float:
 
 
 def _input(backend: str, dtype: torch.dtype) -> Tensor:
-    device = "cuda" if backend in ("triton", "cuda") else "cpu"
-    return torch.randn(5, 3, 9, 7, dtype=dtype, device=device).requires_grad_()
+    return torch.randn(5, 3, 9, 7, dtype=dtype, device=registry.home_device(backend)).requires_grad_()
 
 
 def _check_interpolate(backend: str, dtype: torch.dtype) -> float:

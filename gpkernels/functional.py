@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from gpkernels import registry
 from gpkernels._checks import check_choice, check_floating, check_number, check_same, fail
+from gpkernels._support import under_transform
 from gpkernels.ops._layout import accumulation_dtype, layout_of
-from gpkernels.ops._support import under_transform
 from gpkernels.ops.grad_penalty import penalties
-from gpkernels.ops.grad_penalty.autograd import GradNormPenalty
+from gpkernels.ops.grad_penalty.autograd import GradNormPenalty, Options
 from gpkernels.ops.grad_penalty.reference import AXES, NORMS, REDUCTIONS
 from gpkernels.ops.interpolate.autograd import Interpolate
 from gpkernels.ops.perturb.autograd import Perturb
@@ -160,17 +162,22 @@ def grad_norm_penalty(
         ValueError: an empty tensor, an unknown option, a negative target, "pixel" of a one-dimensional tensor.
     """
     check_floating("grad", grad)
+    options = _penalty_options(form, target, norm, axes, reduction)
+    if axes == "pixel" and grad.dim() < 2:
+        raise fail("grad", "at least 2 dimensions for axes='pixel'", f"shape {tuple(grad.shape)}")
+    impl = registry.choose("grad_norm_penalty", grad, form=options[0])
+    grad = grad.contiguous(memory_format=layout_of(grad))
+    if under_transform():
+        return impl.forward(grad, *options)[0]
+    return GradNormPenalty.apply(grad, options, impl)
+
+
+@functools.lru_cache(maxsize=128)
+def _penalty_options(form: str, target: float, norm: str, axes: str, reduction: str) -> Options:
+    """The raw ops' codes for these options, checked."""
     check_choice("form", form, penalties.PENALTIES)
     check_choice("norm", norm, NORMS)
     check_choice("axes", axes, AXES)
     check_choice("reduction", reduction, REDUCTIONS)
     target = check_number("target", target, minimum=0)
-    if axes == "pixel" and grad.dim() < 2:
-        raise fail("grad", "at least 2 dimensions for axes='pixel'", f"shape {tuple(grad.shape)}")
-    code = penalties.code_of(form)
-    impl = registry.choose("grad_norm_penalty", grad, form=code)
-    grad = grad.contiguous(memory_format=layout_of(grad))
-    options = (code, target, NORMS.index(norm), AXES.index(axes), REDUCTIONS.index(reduction))
-    if under_transform():
-        return impl.forward(grad, *options)[0]
-    return GradNormPenalty.apply(grad, options, impl)
+    return penalties.code_of(form), target, NORMS.index(norm), AXES.index(axes), REDUCTIONS.index(reduction)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from gpkernels import _support
 from gpkernels._checks import check_choice
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -44,6 +45,7 @@ class Implementation:
 
 _rows: dict[tuple[str, str], Implementation] = {}
 _requested: list[str] = []
+_chosen: dict[tuple[Any, ...], Implementation] = {}  # past answers of choose, which runs at every call of an op
 
 
 class BackendError(RuntimeError):
@@ -55,6 +57,7 @@ def register(row: Implementation) -> None:
     if key in _rows:
         raise ValueError(f"backend: {row.op} already has a {row.backend} implementation")
     _rows[key] = row
+    _chosen.clear()
 
 
 def ops() -> tuple[str, ...]:
@@ -87,7 +90,20 @@ def reason_against(op: str, name: str, tensor: torch.Tensor, **options: Any) -> 
 
 
 def choose(op: str, tensor: torch.Tensor, **options: Any) -> Implementation:
-    """The implementation that `op` uses for a call on `tensor`, now."""
+    """The implementation that `op` uses for a call on `tensor`, now.
+
+    `options` are what `supports` of the op's rows asks about.
+    """
+    if _requested or _support.under_transform() or torch.compiler.is_compiling():
+        return _choose(op, tensor, options)
+    key = (op, tensor.device.type, tensor.dtype, *options.values())
+    row = _chosen.get(key)
+    if row is None:
+        row = _chosen[key] = _choose(op, tensor, options)
+    return row
+
+
+def _choose(op: str, tensor: torch.Tensor, options: dict[str, Any]) -> Implementation:
     if _requested:
         name = _requested[-1]
         reason = reason_against(op, name, tensor, **options)
@@ -101,6 +117,13 @@ def choose(op: str, tensor: torch.Tensor, **options: Any) -> Implementation:
     raise BackendError(f"{op}: no backend can run this call")
 
 
+def home_device(name: str) -> str:
+    """The type of the tensors that backend `name` is made for."""
+    if name == "triton" and _support.interprets_triton():
+        return "cpu"
+    return "cuda" if name in ("triton", "cuda") else "cpu"
+
+
 def why_not(name: str, op: str | None = None, *, device: str | None = None) -> str | None:
     """Why backend `name` is not usable here, in words; None when it is.
 
@@ -109,7 +132,7 @@ def why_not(name: str, op: str | None = None, *, device: str | None = None) -> s
     check_choice("backend", name, BACKENDS)
     if op is not None:
         check_choice("op", op, ops())
-    device = device or ("cuda" if name in ("triton", "cuda") else "cpu")
+    device = device or home_device(name)
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         no_gpu = "torch sees no CUDA device (torch.cuda.is_available() is False)"
         probe = torch.empty(1, device="meta")

@@ -5,8 +5,6 @@ import torch
 
 from gpkernels import registry
 
-DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
-
 
 @pytest.fixture(autouse=True)
 def nan_poisoned_empty():
@@ -41,4 +39,4 @@ def backend(request):
 
 @pytest.fixture
 def device(backend):
-    return DEVICE[backend]
+    return registry.home_device(backend)

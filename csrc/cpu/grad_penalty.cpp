@@ -1,15 +1,9 @@
-// grad_norm_penalty: phi(||g||) over groups of a critic's gradient, reduced; with first and second
-// derivative.
-//
-// With n the norm of a group, s = dn/dg its direction (g/n for l2, sign(g) for l1, sign(g) shared among the
-// elements of largest modulus for linf), p = grad_out times the reduction's weight, G the tangent, d = <G,
-// s>:
-//   backward         p phi'(n) s
-//   double backward  in g: p [phi''(n) d s + (l2 only) phi'(n)/n (G - d s)],   in p: phi'(n) d
+// grad_norm_penalty: phi(||g||) over groups of a critic's gradient, reduced; with first and second derivative
+// (csrc/penalty_derivatives.h has the formulas).
 #include "../checks.h"
-#include "../penalty_math.h"
 #include "groups.h"
 #include "kernels.h"
+#include "phi_run.h"
 #include "simd.h"
 
 #include <cmath>
@@ -37,16 +31,6 @@ std::vector<int64_t> groups_shape(const Tensor& grad, Axes axes) {
   return shape;
 }
 
-// An unscaled direction of the norm at g: s = direction(g) * n for l2, direction(g) for l1, and for linf
-// direction(g) divided by the number of elements that attain the norm.
-template <Norm kNorm, class A>
-[[gnu::always_inline]] inline A direction(A g, A n) {
-  if constexpr (kNorm == Norm::l2) return g;
-  const A sign = static_cast<A>((g > 0) - (g < 0));
-  if constexpr (kNorm == Norm::l1) return sign;
-  return std::abs(g) == n ? sign : A(0);
-}
-
 template <class T>
 struct AbsTerm {
   const T* x;
@@ -63,7 +47,7 @@ struct DotTerm {
   const acc_t<T>* norms;
   [[gnu::always_inline]] acc_t<T> operator()(int64_t i, int64_t group) const {
     using A = acc_t<T>;
-    return A(u[i]) * direction<kNorm>(A(x[i]), kNorm == Norm::linf ? norms[group] : A(0));
+    return A(u[i]) * direction(kNorm, A(x[i]), kNorm == Norm::linf ? norms[group] : A(0));
   }
 };
 
@@ -89,7 +73,7 @@ struct Combine {
   const A* along_tangent;
   const A* along_direction;
   [[gnu::always_inline]] T operator()(int64_t i, int64_t group) const {
-    A value = along_direction[group] * direction<kNorm>(A(x[i]), kNorm == Norm::linf ? norms[group] : A(0));
+    A value = along_direction[group] * direction(kNorm, A(x[i]), kNorm == Norm::linf ? norms[group] : A(0));
     if constexpr (kTangent) value += along_tangent[group] * A(tangent[i]);
     return T(value);
   }
@@ -184,21 +168,16 @@ std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, d
       }
     });
     const A k = static_cast<A>(call.target);
+    const bool reduced = call.reduction != Reduction::none;
+    std::vector<A> values(reduced ? count : 0);
+    A* y = reduced ? values.data() : v;
     std::vector<double> partial(chunks_of(count), 0.0);
     for_each_chunk(1, count, [&](int64_t, int64_t chunk, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        if (call.norm == Norm::l2) n[i] = std::sqrt(n[i]);
-        const A y = phi(call.form, n[i], k).value;
-        if (call.reduction == Reduction::none)
-          v[i] = y;
-        else
-          partial[chunk] += static_cast<double>(y);
-      }
+      if (call.norm == Norm::l2) sqrt_run(n + begin, end - begin);
+      phi_run<Part::value>(call.form, n + begin, k, end - begin, y + begin);
+      if (reduced) partial[chunk] = sum_run(y + begin, end - begin);
     });
-    if (call.reduction == Reduction::none) return;
-    double total = 0;
-    for (double p : partial) total += p;
-    *v = static_cast<A>(total * call.weight());
+    if (reduced) *v = static_cast<A>(sum_run(partial.data(), partial.size()) * call.weight());
   });
   return {value, saved};
 }
@@ -221,11 +200,9 @@ Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, co
       const int64_t count = call.groups.count();
       std::vector<A> along(count);
       for_each_chunk(1, count, [&](int64_t, int64_t, int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const Phi<A> f = phi(call.form, n[i], k);
-          const A slope = kNorm == Norm::l2 ? phi_first_over_n(f, n[i]) : f.first;
-          along[i] = call.upstream(p, i) * slope / ties_of<kNorm>(n, i, count);
-        }
+        constexpr Part kPart = kNorm == Norm::l2 ? Part::first_over_n : Part::first;
+        phi_run<kPart>(call.form, n + begin, k, end - begin, along.data() + begin);
+        for (int64_t i = begin; i < end; ++i) along[i] *= call.upstream(p, i) / ties_of<kNorm>(n, i, count);
       });
       map_groups(call.groups, Combine<kNorm, false, T>{nullptr, x, n, nullptr, along.data()}, out);
     });
@@ -257,32 +234,29 @@ std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_
       const A k = static_cast<A>(call.target);
       std::vector<A> along_direction(count), along_tangent(count), dot(count);
       reduce_groups<Sum, A>(call.groups, DotTerm<kNorm, T>{tangent, x, n}, dot.data());
+      const bool reduced = call.reduction != Reduction::none;
       std::vector<double> partial(chunks_of(count), 0.0);
       for_each_chunk(1, count, [&](int64_t, int64_t chunk, int64_t begin, int64_t end) {
+        constexpr Part kPart = kNorm == Norm::l2 ? Part::first_over_n : Part::first;
+        phi_run<kPart>(call.form, n + begin, k, end - begin, along_tangent.data() + begin);
+        phi_run<Part::second>(call.form, n + begin, k, end - begin, along_direction.data() + begin);
         for (int64_t i = begin; i < end; ++i) {
-          const Phi<A> f = phi(call.form, n[i], k);
-          const A upstream = call.upstream(p, i), ties = ties_of<kNorm>(n, i, count);
-          A in_grad_out;
+          const A upstream = call.upstream(p, i), slope = along_tangent[i], curvature = along_direction[i];
+          const A d = dot[i] / ties_of<kNorm>(n, i, count);
+          dot[i] = slope * d;
           if constexpr (kNorm == Norm::l2) {
-            const A ratio = phi_first_over_n(f, n[i]);
-            in_grad_out = ratio * dot[i];
-            along_tangent[i] = upstream * ratio;
-            along_direction[i] = n[i] != 0 ? upstream * (f.second - ratio) * (dot[i] / n[i]) / n[i] : A(0);
+            along_tangent[i] = upstream * slope;
+            along_direction[i] = n[i] != 0 ? upstream * (curvature - slope) * (d / n[i]) / n[i] : A(0);
           } else {
-            in_grad_out = f.first * dot[i] / ties;
-            along_direction[i] = upstream * f.second * dot[i] / (ties * ties);
+            along_direction[i] = upstream * curvature * d / ties_of<kNorm>(n, i, count);
           }
-          if (call.reduction == Reduction::none)
-            q[i] = in_grad_out;
-          else
-            partial[chunk] += static_cast<double>(in_grad_out);
         }
+        if (reduced)
+          partial[chunk] = sum_run(dot.data() + begin, end - begin);
+        else
+          std::copy(dot.data() + begin, dot.data() + end, q + begin);
       });
-      if (call.reduction != Reduction::none) {
-        double total = 0;
-        for (double part : partial) total += part;
-        *q = static_cast<A>(total * call.weight());
-      }
+      if (reduced) *q = static_cast<A>(sum_run(partial.data(), partial.size()) * call.weight());
       constexpr bool kTangent = kNorm == Norm::l2;
       map_groups(call.groups, Combine<kNorm, kTangent, T>{tangent, x, n, along_tangent.data(), along_direction.data()},
                  out);

@@ -7,17 +7,10 @@
 #include <cstring>
 #include <vector>
 
+#include "../penalty_derivatives.h"
 #include "simd.h"
 
 namespace gpkernels::cpu {
-
-// Element (o, r, i) of the gradient lies at (o * reduce + r) * inner + i and belongs to group o * inner + i.
-struct Groups {
-  int64_t outer, reduce, inner;
-  int64_t count() const {
-    return outer * inner;
-  }
-};
 
 // How a reduction combines. A term is called with an element's index and its group's index.
 template <class A>

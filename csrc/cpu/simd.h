@@ -1,14 +1,12 @@
-// What the CPU kernels share: function multiversioning, dtype dispatch, and deterministic parallel work.
+// What the CPU kernels share: function multiversioning and deterministic parallel work.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Exception.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
+
+#include "../dtypes.h"
 
 // A hot loop is compiled for three x86-64 levels and chosen once, when the library is loaded. ifunc resolvers
 // run before a sanitizer's runtime is up, so a sanitizer build has the baseline only.
@@ -22,38 +20,6 @@
 #endif
 
 namespace gpkernels::cpu {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::headeronly::ScalarType;
-
-template <class T>
-struct Accumulation {
-  using type = float;
-};
-template <>
-struct Accumulation<double> {
-  using type = double;
-};
-template <class T>
-using acc_t = typename Accumulation<T>::type;
-
-// Calls f(T()) with the C++ type of the dtype.
-template <class F>
-void dispatch_floating(const char* op, ScalarType dtype, F&& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(float());
-    case ScalarType::Double:
-      return f(double());
-    case ScalarType::BFloat16:
-      return f(BFloat16());
-    case ScalarType::Half:
-      return f(Half());
-    default:
-      STD_TORCH_CHECK(false, op, ": wanted float16, bfloat16, float32 or float64, got another dtype");
-  }
-}
 
 // Elements in a unit of work. Partial sums are kept per unit and added in order, so results do not depend on
 // the number of threads.

@@ -7,17 +7,22 @@ device (`csrc/registration.cpp`); on any other device an op runs its reference.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 _library = torch.library.Library("gpkernels", "DEF")
+_triton_library = torch.library.Library("gpkernels_triton", "DEF")
+_defined: dict[str, tuple[str, Callable[..., Any]]] = {}
 
 
 def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Registers the op of `schema`, its reference for every device, and the shapes of its results."""
     name = schema.partition("(")[0]
+    _defined[name] = schema, fake
     _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
     _library.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gpkernels::{name}", fake, lib=_library)
@@ -44,6 +49,33 @@ def kernel(name: str) -> Callable[..., Any]:
             return op(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
+
+    call.__name__ = name
+    return call
+
+
+def triton_kernel(name: str, module: str) -> Callable[..., Any]:
+    """The launcher `name` of `module`, which is imported, and triton with it, at the first call.
+
+    Under torch.compile it is the op `gpkernels_triton::name`, so that the compiler sees a schema and a fake instead of
+    the launcher's own code.
+    """
+
+    @functools.cache
+    def launcher() -> Callable[..., Any]:
+        return getattr(importlib.import_module(module), name)
+
+    def launch(*args: Any) -> Any:
+        return launcher()(*args)
+
+    schema, fake = _defined[name]
+    _triton_library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    _triton_library.impl(name, launch, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gpkernels_triton::{name}", fake, lib=_triton_library)
+    op = getattr(torch.ops.gpkernels_triton, name).default
+
+    def call(*args: Any) -> Any:
+        return op(*args) if torch.compiler.is_compiling() else launch(*args)
 
     call.__name__ = name
     return call

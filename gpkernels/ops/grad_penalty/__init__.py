@@ -1,13 +1,10 @@
 """grad_norm_penalty: phi(||g||) over groups of a gradient, reduced. grad_norm is its row "linear", not reduced."""
 
-from typing import Any
-
 import torch
 
-from gpkernels import registry
-from gpkernels.ops import _support
 from gpkernels.ops._layout import accumulation_dtype
-from gpkernels.ops._library import define, kernel
+from gpkernels.ops._library import define
+from gpkernels.ops._rows import register_backends
 from gpkernels.ops.grad_penalty import penalties, reference
 
 _OPTIONS = "int form, float target, int norm, int axes, int reduction"
@@ -48,29 +45,15 @@ define(
 )
 
 
-def _native_cpu(tensor: torch.Tensor, form: int = 0, **options: Any) -> tuple[bool, str]:
+def _missing_row(form: int = 0) -> str:
     if form >= penalties.NATIVE_COUNT:
-        return False, f"the native kernels have no row for the penalty {penalties.row_of(form).name!r}"
-    return _support.native_cpu(tensor)
+        return f"the kernels have no row for the penalty {penalties.row_of(form).name!r}"
+    return ""
 
 
-registry.register(
-    registry.Implementation(
-        "grad_norm_penalty",
-        "reference",
-        _support.always,
-        forward=reference.grad_norm_penalty,
-        backward=reference.grad_norm_penalty_backward,
-        double_backward=reference.grad_norm_penalty_double_backward,
-    )
-)
-registry.register(
-    registry.Implementation(
-        "grad_norm_penalty",
-        "cpu",
-        _native_cpu,
-        forward=kernel("grad_norm_penalty"),
-        backward=kernel("grad_norm_penalty_backward"),
-        double_backward=kernel("grad_norm_penalty_double_backward"),
-    )
+register_backends(
+    "grad_norm_penalty",
+    reference,
+    ("grad_norm_penalty", "grad_norm_penalty_backward", "grad_norm_penalty_double_backward"),
+    _missing_row,
 )

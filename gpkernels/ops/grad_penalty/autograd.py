@@ -35,7 +35,10 @@ class GradNormPenalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, None]:
         grad, saved = ctx.saved_tensors
-        return GradNormPenaltyBackward.apply(grad_out, grad, saved, *ctx.options), None, None
+        options, impl = ctx.options
+        if torch.is_grad_enabled():
+            return GradNormPenaltyBackward.apply(grad_out, grad, saved, options, impl), None, None
+        return impl.backward(grad_out.contiguous(), grad, saved, *options), None, None
 
 
 class GradNormPenaltyBackward(torch.autograd.Function):

@@ -2,9 +2,8 @@
 
 import torch
 
-from gpkernels import registry
-from gpkernels.ops import _support
-from gpkernels.ops._library import define, kernel
+from gpkernels.ops._library import define
+from gpkernels.ops._rows import register_backends
 from gpkernels.ops.interpolate import reference
 
 
@@ -28,21 +27,4 @@ define(
     _fake_backward,
 )
 
-registry.register(
-    registry.Implementation(
-        "interpolate",
-        "reference",
-        _support.always,
-        forward=reference.interpolate,
-        backward=reference.interpolate_backward,
-    )
-)
-registry.register(
-    registry.Implementation(
-        "interpolate",
-        "cpu",
-        _support.native_cpu,
-        forward=kernel("interpolate"),
-        backward=kernel("interpolate_backward"),
-    )
-)
+register_backends("interpolate", reference, ("interpolate", "interpolate_backward"))

@@ -37,16 +37,13 @@ class Interpolate(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         eps, seed = ctx.saved_tensors
         need_real, need_fake = ctx.needs_input_grad[:2]
-        grads = InterpolateBackward.apply(grad_out, eps, seed, need_real, need_fake, *ctx.options)
-        return (
-            grads[0] if need_real else None,
-            grads[1] if need_fake else None,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        if torch.is_grad_enabled():
+            grads = InterpolateBackward.apply(grad_out, eps, seed, need_real, need_fake, *ctx.options)
+        else:
+            per_element, layout, impl = ctx.options
+            grad_out = grad_out.contiguous(memory_format=layout)
+            grads = impl.backward(grad_out, eps, seed, per_element, need_real, need_fake)
+        return (grads[0] if need_real else None, grads[1] if need_fake else None, *[None] * 5)
 
 
 class InterpolateBackward(torch.autograd.Function):

@@ -2,10 +2,9 @@
 
 import torch
 
-from gpkernels import registry
-from gpkernels.ops import _support
 from gpkernels.ops._layout import accumulation_dtype
-from gpkernels.ops._library import define, kernel
+from gpkernels.ops._library import define
+from gpkernels.ops._rows import register_backends
 from gpkernels.ops.perturb import reference
 
 
@@ -28,21 +27,4 @@ define(
     _fake_backward,
 )
 
-registry.register(
-    registry.Implementation(
-        "perturb",
-        "reference",
-        _support.always,
-        forward=reference.perturb,
-        backward=reference.perturb_backward,
-    )
-)
-registry.register(
-    registry.Implementation(
-        "perturb",
-        "cpu",
-        _support.native_cpu,
-        forward=kernel("perturb"),
-        backward=kernel("perturb_backward"),
-    )
-)
+register_backends("perturb", reference, ("perturb", "perturb_backward"))

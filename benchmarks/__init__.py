@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks --help`. Cases as data (cases.py), one timing protocol (timing.py)."""

@@ -1,0 +1,248 @@
+"""The ops as cases: each a set of variants that compute the same thing, and the bytes that they must move at least.
+
+A variant is a function of no arguments; the inputs are made once a case. "snippet" is the code one usually sees, "best"
+the fastest plain torch we know, "gpkernels" the backend that a user gets, with its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import gpkernels as gp
+from gpkernels import registry
+
+Variant = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`make(x)` gives the variants for an input x of shape (B, C, H, W); `passes` over x are the bytes' lower bound.
+
+    `agree` gives pairs of tensors that must be equal up to `tolerance`, relative, before any time counts.
+    """
+
+    name: str
+    op: str
+    passes: int
+    make: Callable[[Tensor], dict[str, Variant]]
+    agree: Callable[[Tensor], list[tuple[Tensor, Tensor]]]
+    tolerance: float = 1e-5
+
+
+def _column(eps: Tensor, x: Tensor) -> Tensor:
+    return eps.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+
+
+def _eps_given(x: Tensor) -> dict[str, Variant]:
+    fake, eps = torch.randn_like(x), torch.rand(len(x), device=x.device)
+    column = _column(eps, x)
+    return {
+        "snippet": lambda: column * x + (1 - column) * fake,
+        "best": lambda: torch.lerp(fake, x, column),
+        "gpkernels": lambda: gp.interpolate(x, fake, eps=eps),
+    }
+
+
+def _eps_drawn(x: Tensor) -> dict[str, Variant]:
+    fake = torch.randn_like(x)
+
+    def draw() -> Tensor:
+        return torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device, dtype=x.dtype)
+
+    def snippet() -> Tensor:
+        eps = draw()
+        return eps * x + (1 - eps) * fake
+
+    return {
+        "snippet": snippet,
+        "best": lambda: torch.lerp(fake, x, draw()),
+        "gpkernels": lambda: gp.interpolate(x, fake),
+    }
+
+
+def _eps_per_element(x: Tensor) -> dict[str, Variant]:
+    fake = torch.randn_like(x)
+
+    def snippet() -> Tensor:
+        eps = torch.rand_like(x)
+        return eps * x + (1 - eps) * fake
+
+    return {
+        "snippet": snippet,
+        "best": lambda: torch.lerp(fake, x, torch.rand_like(x)),
+        "gpkernels": lambda: gp.interpolate(x, fake, per_element=True),
+    }
+
+
+def _noise_normal(x: Tensor) -> dict[str, Variant]:
+    return {
+        "snippet": lambda: x + 0.5 * torch.randn_like(x),
+        "best": lambda: torch.randn_like(x).mul_(0.5).add_(x),
+        "gpkernels": lambda: gp.perturb(x, scale=0.5),
+    }
+
+
+def _noise_dragan(x: Tensor) -> dict[str, Variant]:
+    return {
+        "snippet": lambda: x + 0.5 * x.std() * (2 * torch.rand_like(x) - 1),
+        "best": lambda: torch.empty_like(x).uniform_(-0.5, 0.5).mul_(x.std()).add_(x),
+        "gpkernels": lambda: gp.perturb(x, scale=0.5, noise="uniform", relative=True),
+    }
+
+
+def _plain_norm(grad: Tensor, axes: str) -> Tensor:
+    return torch.linalg.vector_norm(
+        grad.float() if grad.dtype.itemsize < 4 else grad, dim=1 if axes == "pixel" else tuple(range(1, grad.dim()))
+    )
+
+
+def _penalty(axes: str) -> Callable[[Tensor], dict[str, Variant]]:
+    def make(x: Tensor) -> dict[str, Variant]:
+        grad = x.clone().requires_grad_()
+
+        def snippet() -> Tensor:
+            norm = grad.norm(2, dim=1) if axes == "pixel" else grad.reshape(len(grad), -1).norm(2, dim=1)
+            return torch.autograd.grad(((norm - 1) ** 2).mean(), grad)[0]
+
+        def best() -> Tensor:
+            return torch.autograd.grad((_plain_norm(grad, axes) - 1).square().mean(), grad)[0]
+
+        def ours() -> Tensor:
+            return torch.autograd.grad(gp.grad_norm_penalty(grad, axes=axes), grad)[0]
+
+        return {"snippet": snippet, "best": best, "gpkernels": ours}
+
+    return make
+
+
+def _double_backward(x: Tensor) -> dict[str, Variant]:
+    """The second derivative alone, on a graph of the first kept from one call to the next."""
+    grad, tangent = x.clone().requires_grad_(), torch.randn_like(x)
+
+    def second(value: Tensor) -> Variant:
+        (first,) = torch.autograd.grad(value, grad, create_graph=True)
+        return lambda: torch.autograd.grad(first, grad, tangent, retain_graph=True)[0]
+
+    return {
+        "snippet": second(((grad.reshape(len(grad), -1).norm(2, dim=1) - 1) ** 2).mean()),
+        "best": second((_plain_norm(grad, "sample") - 1).square().mean()),
+        "gpkernels": second(gp.grad_norm_penalty(grad)),
+    }
+
+
+def _variants_agree(make: Callable[[Tensor], dict[str, Variant]]) -> Callable[[Tensor], list[tuple[Tensor, Tensor]]]:
+    def agree(x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        variants = make(x)
+        results = {name: run() for name, run in variants.items()}
+        return [(results["gpkernels"], results[name]) for name in ("snippet", "best")]  # type: ignore[list-item]
+
+    return agree
+
+
+def _reference_agrees(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], list[tuple[Tensor, Tensor]]]:
+    """For random ops: the same seed on the reference backend."""
+
+    def agree(x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        torch.manual_seed(0)
+        ours = call(x)
+        torch.manual_seed(0)
+        with gp.backend("reference"):
+            return [(ours, call(x))]
+
+    return agree
+
+
+CASES = (
+    Case("interpolate, eps given", "interpolate", 3, _eps_given, _variants_agree(_eps_given)),
+    Case("interpolate, eps drawn", "interpolate", 3, _eps_drawn, _reference_agrees(lambda x: gp.interpolate(x, -x))),
+    Case(
+        "interpolate, eps per element",
+        "interpolate",
+        3,
+        _eps_per_element,
+        _reference_agrees(lambda x: gp.interpolate(x, -x, per_element=True)),
+    ),
+    Case("perturb, normal", "perturb", 2, _noise_normal, _reference_agrees(lambda x: gp.perturb(x, scale=0.5))),
+    Case(
+        "perturb, DRAGAN",
+        "perturb",
+        3,
+        _noise_dragan,
+        _reference_agrees(lambda x: gp.perturb(x, scale=0.5, noise="uniform", relative=True)),
+    ),
+    Case(
+        "penalty per sample, forward + backward",
+        "grad_norm_penalty",
+        3,
+        _penalty("sample"),
+        _variants_agree(_penalty("sample")),
+    ),
+    Case(
+        "penalty per pixel, forward + backward",
+        "grad_norm_penalty",
+        3,
+        _penalty("pixel"),
+        _variants_agree(_penalty("pixel")),
+    ),
+    Case(
+        "penalty per sample, double backward",
+        "grad_norm_penalty",
+        5,
+        _double_backward,
+        _variants_agree(_double_backward),
+        1e-4,
+    ),
+)
+
+
+class _OneOp(torch.autograd.Function):
+    """A plain autograd Function around one torch op each way: the yardstick of host overhead."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return grad_out * x
+
+
+class _OneOpOfTwo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y):  # type: ignore[no-untyped-def]
+        return torch.lerp(x, y, 0.5)
+
+    @staticmethod
+    def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
+        return grad_out * 0.5, None
+
+
+def overhead(device: torch.device) -> dict[str, dict[str, Variant]]:
+    """Forward + backward on 12 numbers: what a call costs the host. Per op, our call and the plain Function."""
+    x, y = torch.randn(4, 3, device=device, requires_grad=True), torch.randn(4, 3, device=device)
+    eps, up = torch.rand(4, device=device), torch.randn(4, 3, device=device)
+    two = lambda: torch.autograd.grad(_OneOpOfTwo.apply(x, y), x, up)  # noqa: E731
+    return {
+        "interpolate": {
+            "plain Function": two,
+            "gpkernels": lambda: torch.autograd.grad(gp.interpolate(x, y, eps=eps), x, up),
+        },
+        "perturb": {
+            "plain Function": two,
+            "gpkernels": lambda: torch.autograd.grad(gp.perturb(x, scale=0.5), x, up),
+        },
+        "grad_norm_penalty": {
+            "plain Function": lambda: torch.autograd.grad(_OneOp.apply(x), x),
+            "gpkernels": lambda: torch.autograd.grad(gp.grad_norm_penalty(x), x),
+        },
+    }
+
+
+def backend_of(case: Case, x: Tensor) -> str:
+    return registry.choose(case.op, x, **({"form": 0} if case.op == "grad_norm_penalty" else {})).backend

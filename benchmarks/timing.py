@@ -1,0 +1,66 @@
+"""The timing protocol: variants in turn, round by round, medians and quantiles over the rounds.
+
+A sample is the time of as many calls as fill `TARGET` seconds, divided by their number, so the clock's resolution does
+not matter; variants take turns within each round, so that drift of the machine falls on all of them alike. On a GPU a
+sample lies between two events on the stream, after a warm-up, and the host runs ahead of the device.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+TARGET = 0.01
+MAX_CALLS = 2000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call: the median over the rounds, and the 20 % and 80 % quantiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, Timing]:
+    sample = _cuda_sample if device.type == "cuda" else _host_sample
+    calls = {}
+    for name, run in variants.items():
+        run()
+        once = max(sample(run, 1), 1e-7)
+        calls[name] = max(1, min(MAX_CALLS, round(TARGET / once)))
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            seconds[name].append(sample(run, calls[name]))
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
+def _summary(values: list[float]) -> Timing:
+    if len(values) < 2:
+        return Timing(values[0], values[0], values[0])
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return Timing(statistics.median(values), cuts[1], cuts[7])
+
+
+def _host_sample(run: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def _cuda_sample(run: Callable[[], object], calls: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls

@@ -1,0 +1,55 @@
+"""Predicates shared by the registry rows."""
+
+import functools
+import importlib.util
+import os
+from typing import Any
+
+import torch
+
+from gpkernels import _native
+
+NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def under_transform() -> bool:
+    """True inside torch.func transforms (grad, vmap, ...), which see through plain torch code only."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def always(tensor: torch.Tensor, **options: Any) -> tuple[bool, str]:
+    return True, ""
+
+
+def native_cpu(tensor: torch.Tensor, **options: Any) -> tuple[bool, str]:
+    return _kernels(tensor, "cpu", _native.missing)
+
+
+def native_cuda(tensor: torch.Tensor, **options: Any) -> tuple[bool, str]:
+    return _kernels(tensor, "cuda", _native.cuda_missing)
+
+
+def triton(tensor: torch.Tensor, **options: Any) -> tuple[bool, str]:
+    return _kernels(tensor, "cpu" if interprets_triton() else "cuda", _triton_missing())
+
+
+def interprets_triton() -> bool:
+    """True where Triton's interpreter runs the kernels on CPU tensors (TRITON_INTERPRET=1): for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_missing() -> str:
+    return "" if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+def _kernels(tensor: torch.Tensor, device: str, missing: str) -> tuple[bool, str]:
+    if missing:
+        return False, missing
+    if tensor.device.type != device:
+        return False, f"it runs on {device} tensors, got one on {tensor.device.type}"
+    if tensor.dtype not in NATIVE_DTYPES:
+        return False, f"it runs on float16, bfloat16, float32 and float64, got {tensor.dtype}"
+    if under_transform():
+        return False, "torch.func transforms are active, which trace the reference only"
+    return True, ""
