@@ -54,7 +54,7 @@ def missing_tool():
     return None
 
 
-def native_extension():
+def native_extension(cuda_archs):
     import pybind11
     import torch
     from torch.utils.cpp_extension import CppExtension
@@ -78,6 +78,7 @@ def native_extension():
             ("GPKERNELS_VERSION", c_string(package_version())),
             ("GPKERNELS_FLAGS", c_string(" ".join(flags))),
             ("GPKERNELS_TORCH", c_string(torch.__version__)),
+            ("GPKERNELS_BUILT_CUDA_ARCHS", c_string(cuda_archs)),
         ],
         extra_compile_args=flags,
         extra_link_args=link_flags,
@@ -102,9 +103,13 @@ def missing_nvcc():
     return f"no CUDA compiler nvcc ({where})"
 
 
+def wanted_architectures():
+    return os.environ.get("GPKERNELS_CUDA_ARCHS", CUDA_ARCHS)
+
+
 def architecture_flags():
     """nvcc's flags for GPKERNELS_CUDA_ARCHS."""
-    text = os.environ.get("GPKERNELS_CUDA_ARCHS", CUDA_ARCHS)
+    text = wanted_architectures()
     flags = []
     for word in text.split(";"):
         match = re.fullmatch(r"(\d+[af]?)(\+PTX)?", word.strip())
@@ -187,8 +192,9 @@ def main():
         say(f"installing pure Python, without native kernels: {missing}")
         setup()
         return
-    extensions = [native_extension()]
-    if wants_cuda(choice):
+    cuda = wants_cuda(choice)
+    extensions = [native_extension(wanted_architectures() if cuda else "")]
+    if cuda:
         extensions.append(Extension(CUDA_LIBRARY, []))
     setup(ext_modules=extensions, cmdclass={"build_ext": build_command()})
 

@@ -36,7 +36,7 @@ py::dict build_info() {
   info["simd"] = simd_level();
   info["parallel"] = "torch intra-op threads";
   info["built_with_torch"] = GPKERNELS_TORCH;
-  info["cuda_archs"] = py::list();
+  info["cuda_archs"] = GPKERNELS_BUILT_CUDA_ARCHS;
   return info;
 }
 

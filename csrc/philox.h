@@ -17,6 +17,9 @@ struct Seed {
   uint64_t stream;
 };
 
+// What perturb adds, as gpkernels/ops/perturb/reference.py numbers it.
+enum class Noise : int64_t { normal, uniform, count };
+
 struct Philox4 {
   uint32_t word[4];
 };

@@ -1,6 +1,7 @@
 // grad_norm_penalty: phi(||g||) over groups of a critic's gradient, reduced; with first and second derivative
 // (csrc/penalty_derivatives.h has the formulas).
 #include "../checks.h"
+#include "../group_shapes.h"
 #include "groups.h"
 #include "kernels.h"
 #include "phi_run.h"
@@ -10,26 +11,6 @@
 
 namespace gpkernels::cpu {
 namespace {
-
-Groups groups_of(const Tensor& grad, Axes axes) {
-  const int64_t batch = grad.size(0), numel = grad.numel();
-  if (axes == Axes::batch) return {1, numel, 1};
-  if (axes == Axes::sample) return {batch, batch == 0 ? 0 : numel / batch, 1};
-  STD_TORCH_CHECK(grad.dim() >= 2, "grad: wanted at least 2 dimensions for axes 'pixel', got ", grad.dim());
-  const int64_t channels = grad.size(1);
-  int64_t pixels = 1;
-  for (int64_t d = 2; d < grad.dim(); ++d) pixels *= grad.size(d);
-  if (grad.is_contiguous()) return {batch, channels, pixels};
-  return {batch * pixels, channels, 1};
-}
-
-std::vector<int64_t> groups_shape(const Tensor& grad, Axes axes) {
-  if (axes == Axes::batch) return {1};
-  std::vector<int64_t> shape{grad.size(0)};
-  if (axes == Axes::pixel)
-    for (int64_t d = 2; d < grad.dim(); ++d) shape.push_back(grad.size(d));
-  return shape;
-}
 
 template <class T>
 struct AbsTerm {

@@ -12,7 +12,7 @@ namespace gpkernels::cpu {
 
 using torch::stable::Tensor;
 
-// sampling.cpp
+// interpolate.cpp, perturb.cpp
 Tensor interpolate(const Tensor& real, const Tensor& fake, const std::optional<Tensor>& eps,
                    const std::optional<Tensor>& seed, bool per_element);
 std::tuple<Tensor, Tensor> interpolate_backward(const Tensor& grad_out, const std::optional<Tensor>& eps,

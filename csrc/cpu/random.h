@@ -8,8 +8,6 @@
 
 namespace gpkernels::cpu {
 
-enum class Noise : int64_t { normal, uniform, count };
-
 // Writes the 4 * blocks numbers that start at `first_block`.
 using Fill = void (*)(float* out, Seed seed, uint64_t first_block, int64_t blocks);
 

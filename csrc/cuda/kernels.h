@@ -1,0 +1,58 @@
+// The launchers of the CUDA kernels: raw device pointers, a dtype and a stream, no torch. Nothing here
+// synchronises or allocates; where a result is combined from parts, the caller brings the scratch memory.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+
+#include "../penalty_derivatives.h"
+#include "../philox.h"
+
+namespace gpkernels::cuda {
+
+using torch::headeronly::ScalarType;
+
+// Where eps comes from: given, one a sample (accumulation dtype); drawn, one a sample; or drawn, one an element.
+struct EpsSource {
+  const void* given;
+  const int64_t* seed;  // null where eps is given
+  bool per_element;
+};
+
+// `elements` of each of `batch` samples. A null gradient is not computed.
+void launch_interpolate(ScalarType dtype, const void* real, const void* fake, void* out, EpsSource eps, int64_t batch,
+                        int64_t elements, cudaStream_t stream);
+void launch_interpolate_backward(ScalarType dtype, const void* grad_out, void* grad_real, void* grad_fake,
+                                 EpsSource eps, int64_t batch, int64_t elements, cudaStream_t stream);
+
+// `sigma` is null where it is 1.
+void launch_perturb(ScalarType dtype, const void* real, const void* sigma, double scale, Noise noise,
+                    const int64_t* seed, void* out, int64_t numel, cudaStream_t stream);
+// Doubles of scratch memory.
+int64_t perturb_backward_scratch(ScalarType dtype, int64_t numel);
+void launch_perturb_backward(ScalarType dtype, const void* grad_out, double scale, Noise noise, const int64_t* seed,
+                             void* grad_sigma, double* scratch, int64_t numel, cudaStream_t stream);
+
+struct PenaltyOptions {
+  Form form;
+  Norm norm;
+  Reduction reduction;
+  double target;
+  double weight;  // of one group in the reduced value
+  Groups groups;
+};
+
+// Doubles of scratch memory of the forward and of the double backward.
+int64_t penalty_scratch(ScalarType dtype, const PenaltyOptions& options);
+void launch_penalty(ScalarType dtype, const PenaltyOptions& options, const void* grad, void* value, void* saved,
+                    double* scratch, cudaStream_t stream);
+void launch_penalty_backward(ScalarType dtype, const PenaltyOptions& options, const void* grad_out, const void* grad,
+                             const void* saved, void* grad_grad, cudaStream_t stream);
+// `dots` holds one value a group, in the accumulation dtype.
+void launch_penalty_double_backward(ScalarType dtype, const PenaltyOptions& options, const void* grad_grad,
+                                    const void* grad_out, const void* grad, const void* saved, void* out_grad,
+                                    void* out_grad_out, void* dots, double* scratch, cudaStream_t stream);
+
+}  // namespace gpkernels::cuda

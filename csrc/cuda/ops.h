@@ -1,0 +1,39 @@
+// The CUDA implementations that csrc/cuda/registration.cpp binds to the schemas of gpkernels/ops/_library.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+// The tests build these sources for the host as well, as a library of another name on CPU tensors.
+#ifndef GPK_LIBRARY
+#define GPK_LIBRARY gpkernels
+#define GPK_DEVICE CUDA
+#endif
+
+namespace gpkernels::cuda {
+
+using torch::stable::Tensor;
+
+// sampling_ops.cpp
+Tensor interpolate(const Tensor& real, const Tensor& fake, const std::optional<Tensor>& eps,
+                   const std::optional<Tensor>& seed, bool per_element);
+std::tuple<Tensor, Tensor> interpolate_backward(const Tensor& grad_out, const std::optional<Tensor>& eps,
+                                                const std::optional<Tensor>& seed, bool per_element, bool need_real,
+                                                bool need_fake);
+Tensor perturb(const Tensor& real, const std::optional<Tensor>& sigma, double scale, int64_t noise, const Tensor& seed);
+Tensor perturb_backward(const Tensor& grad_out, double scale, int64_t noise, const Tensor& seed);
+
+// penalty_ops.cpp
+std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, double target, int64_t norm,
+                                             int64_t axes, int64_t reduction);
+Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, const Tensor& saved, int64_t form,
+                                  double target, int64_t norm, int64_t axes, int64_t reduction);
+std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_grad, const Tensor& grad_out,
+                                                             const Tensor& grad, const Tensor& saved, int64_t form,
+                                                             double target, int64_t norm, int64_t axes,
+                                                             int64_t reduction);
+
+}  // namespace gpkernels::cuda

@@ -1,0 +1,14 @@
+// Which C++ function implements which op of gpkernels/ops/_library.py, on CUDA devices.
+#include <torch/csrc/stable/library.h>
+
+#include "ops.h"
+
+STABLE_TORCH_LIBRARY_IMPL(GPK_LIBRARY, GPK_DEVICE, m) {
+  m.impl("interpolate", TORCH_BOX(&gpkernels::cuda::interpolate));
+  m.impl("interpolate_backward", TORCH_BOX(&gpkernels::cuda::interpolate_backward));
+  m.impl("perturb", TORCH_BOX(&gpkernels::cuda::perturb));
+  m.impl("perturb_backward", TORCH_BOX(&gpkernels::cuda::perturb_backward));
+  m.impl("grad_norm_penalty", TORCH_BOX(&gpkernels::cuda::grad_norm_penalty));
+  m.impl("grad_norm_penalty_backward", TORCH_BOX(&gpkernels::cuda::grad_norm_penalty_backward));
+  m.impl("grad_norm_penalty_double_backward", TORCH_BOX(&gpkernels::cuda::grad_norm_penalty_double_backward));
+}

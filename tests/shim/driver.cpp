@@ -1,0 +1,144 @@
+// Runs every kernel on buffers of the exact size, for the sanitizers: no torch, whose threads they would watch too.
+//
+//   driver          all kernels; fails where a result is not written
+//   driver race     a kernel that lacks a barrier: ThreadSanitizer must report it
+//   driver overrun  a kernel given a size larger than its memory: AddressSanitizer must report it
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <string>
+
+#include "kernels.h"
+#include "launch.h"
+
+using namespace gpkernels;
+using namespace gpkernels::cuda;
+
+namespace {
+
+int64_t item_size(ScalarType dtype) {
+  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+}
+
+ScalarType accumulation(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// `shift` items into a 16-byte aligned allocation that ends with the last item. Bytes 0xFF are a NaN in every dtype.
+class Buffer {
+ public:
+  Buffer(ScalarType dtype, int64_t items, int64_t shift = 0)
+      : size_(item_size(dtype)), items_(items), shift_(shift), data_(std::malloc(size_ * (items + shift) + 1)) {
+    std::memset(data_, 0xFF, size_ * (items + shift));
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    std::free(data_);
+  }
+  void* get() const {
+    return static_cast<char*>(data_) + size_ * shift_;
+  }
+  const Buffer& fill() const {
+    for (int64_t i = 0; i < items_; ++i) {
+      const double value = static_cast<double>(i * 37 % 101) / 101 - 0.45;
+      char* item = static_cast<char*>(get()) + i * size_;
+      if (size_ == 8) std::memcpy(item, &value, 8);
+      const float single = static_cast<float>(value);
+      if (size_ == 4) std::memcpy(item, &single, 4);
+      const uint16_t half = static_cast<uint16_t>(0x3000 + i % 61);  // a small number in fp16 and bf16
+      if (size_ == 2) std::memcpy(item, &half, 2);
+    }
+    return *this;
+  }
+  void check(const char* what) const {
+    static const unsigned char nan[8] = {0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF};
+    for (int64_t i = 0; i < items_; ++i)
+      if (std::memcmp(static_cast<char*>(get()) + i * size_, nan, size_) == 0) {
+        std::fprintf(stderr, "%s: item %ld of %ld is not written\n", what, static_cast<long>(i),
+                     static_cast<long>(items_));
+        std::exit(1);
+      }
+  }
+
+ private:
+  int64_t size_, items_, shift_;
+  void* data_;
+};
+
+const int64_t seed[2] = {3, 4};
+
+void run_sampling(ScalarType dtype, int64_t batch, int64_t elements, int64_t shift) {
+  const int64_t numel = batch * elements;
+  Buffer real(dtype, numel, shift), fake(dtype, numel, shift), out(dtype, numel, shift), other(dtype, numel, shift);
+  Buffer eps(accumulation(dtype), batch), sigma(accumulation(dtype), 1), sum(accumulation(dtype), 1);
+  real.fill(), fake.fill(), eps.fill(), sigma.fill();
+  for (const EpsSource source :
+       {EpsSource{eps.get(), nullptr, false}, EpsSource{nullptr, seed, false}, EpsSource{nullptr, seed, true}}) {
+    launch_interpolate(dtype, real.get(), fake.get(), out.get(), source, batch, elements, nullptr);
+    launch_interpolate_backward(dtype, real.get(), other.get(), out.get(), source, batch, elements, nullptr);
+    out.check("interpolate");
+    other.check("interpolate_backward");
+  }
+  Buffer noisy(dtype, numel, shift), scratch(ScalarType::Double, perturb_backward_scratch(dtype, numel));
+  launch_perturb(dtype, real.get(), sigma.get(), 0.5, Noise::normal, seed, noisy.get(), numel, nullptr);
+  noisy.check("perturb");
+  launch_perturb_backward(dtype, real.get(), 0.5, Noise::uniform, seed, sum.get(), static_cast<double*>(scratch.get()),
+                          numel, nullptr);
+  sum.check("perturb_backward");
+}
+
+void run_penalty(ScalarType dtype, Norm norm, Reduction reduction, Groups groups, int64_t shift) {
+  const int64_t numel = groups.count() * groups.reduce, values = reduction == Reduction::none ? groups.count() : 1;
+  const PenaltyOptions options{Form::two_sided, norm, reduction, 1.0, 1.0, groups};
+  const ScalarType sums = accumulation(dtype);
+  Buffer grad(dtype, numel, shift), tangent(dtype, numel, shift), first(dtype, numel, shift);
+  Buffer second(dtype, numel, shift), value(sums, values), saved(sums, (norm == Norm::linf ? 2 : 1) * groups.count());
+  Buffer upstream(sums, values), in_upstream(sums, values), dots(sums, groups.count());
+  Buffer scratch(ScalarType::Double, penalty_scratch(dtype, options));
+  grad.fill(), tangent.fill(), upstream.fill();
+  double* doubles = static_cast<double*>(scratch.get());
+  launch_penalty(dtype, options, grad.get(), value.get(), saved.get(), doubles, nullptr);
+  launch_penalty_backward(dtype, options, upstream.get(), grad.get(), saved.get(), first.get(), nullptr);
+  launch_penalty_double_backward(dtype, options, tangent.get(), upstream.get(), grad.get(), saved.get(), second.get(),
+                                 in_upstream.get(), dots.get(), doubles, nullptr);
+  value.check("value"), saved.check("saved"), first.check("backward");
+  second.check("double backward"), in_upstream.check("double backward in grad_out");
+}
+
+__global__ void racy(float* out) {
+  __shared__ float shared[kThreads];
+  shared[threadIdx.x] = static_cast<float>(threadIdx.x);
+  out[threadIdx.x] = shared[kThreads - 1 - threadIdx.x];
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::string what = count > 1 ? arguments[1] : "";
+  if (what == "race") {
+    Buffer out(ScalarType::Float, kThreads);
+    launch(racy, 1, nullptr, static_cast<float*>(out.get()));
+    return 0;
+  }
+  if (what == "overrun") {
+    Buffer short_one(ScalarType::Float, 100), out(ScalarType::Float, 128);
+    launch_perturb(ScalarType::Float, short_one.fill().get(), nullptr, 0.5, Noise::normal, seed, out.get(), 128,
+                   nullptr);
+    return 0;
+  }
+  for (const ScalarType dtype : {ScalarType::Float, ScalarType::BFloat16, ScalarType::Double}) {
+    run_sampling(dtype, 3, 1000, 0);
+    run_sampling(dtype, 5, 1777, 1);
+    for (const Norm norm : {Norm::l2, Norm::l1, Norm::linf}) {
+      run_penalty(dtype, norm, Reduction::mean, {2, 16400, 1}, 0);  // rows split over blocks
+      run_penalty(dtype, norm, Reduction::mean, {3, 2000, 1}, 0);   // a row a block
+      run_penalty(dtype, norm, Reduction::none, {19, 37, 1}, 1);    // several rows a block, unaligned
+      run_penalty(dtype, norm, Reduction::sum, {2, 40, 72}, 0);     // columns shared by threads
+      run_penalty(dtype, norm, Reduction::mean, {2, 3, 301}, 1);    // columns, unaligned
+    }
+  }
+  std::puts("all kernels ran");
+}

@@ -1,0 +1,355 @@
+"""The CUDA kernels without a GPU: compiled for every architecture, and executed on the host (tests/shim).
+
+What this cannot show is their speed and how they behave on a device.
+"""
+
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import oracles
+import pytest
+import test_packaging
+import torch
+from shim import build
+
+from gpkernels.ops.grad_penalty import reference as penalty_reference
+from gpkernels.ops.interpolate import reference as interpolate_reference
+from gpkernels.ops.perturb import reference as perturb_reference
+
+ROOT = Path(__file__).parent.parent
+ARCHS = ("sm_80", "sm_90", "sm_100")
+SEED = torch.tensor([3, -4])
+CPU = torch.ops.gpkernels
+
+
+def cuda_tool(name):
+    """Path of a tool of the CUDA toolkit, which triton brings along in part; None if there is none."""
+    spec = importlib.util.find_spec("triton")
+    triton = Path(spec.origin).parent / "backends/nvidia/bin" if spec and spec.origin else Path("/nowhere")
+    folders = (os.environ.get("PATH", ""), "/usr/local/cuda/bin", str(triton))
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The package built with its CUDA kernels: (path of the CUDA library, what ptxas said of each kernel)."""
+    if cuda_tool("nvcc") is None:
+        pytest.skip("no CUDA compiler nvcc on PATH or in /usr/local/cuda/bin")
+    source = test_packaging.source_copy(tmp_path_factory.mktemp("cuda"))
+    env = {"GPKERNELS_BUILD": "cuda", "MAX_JOBS": "2", "NVCC_APPEND_FLAGS": "-Xptxas -v"}
+    result = test_packaging.python("setup.py", "build_ext", "--inplace", env=env, cwd=source)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return source / "gpkernels/_cuda_kernels.so", result.stdout + result.stderr
+
+
+def test_no_kernel_spills_registers(compiled):
+    log = compiled[1]
+    for arch in ARCHS:
+        assert len(re.findall(rf"Compiling entry function '\w+' for '{arch}'", log)) > 50
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", log)]
+    assert len(spills) > 150
+    assert set(spills) == {("0", "0")}
+    assert max(registers) <= 80
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_memory_is_accessed_16_bytes_at_a_time(compiled, arch):
+    cuobjdump = cuda_tool("cuobjdump")
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump on PATH, in /usr/local/cuda/bin or in triton")
+    env = {**os.environ, "PATH": f"{Path(cuobjdump).parent}{os.pathsep}{os.environ['PATH']}"}
+    sass = subprocess.run(
+        [cuobjdump, "-sass", "-arch", arch, compiled[0]], capture_output=True, text=True, env=env, check=True
+    ).stdout
+    functions = {name: text for name, _, text in (part.partition("\n") for part in sass.split("Function : ")[1:])}
+    wanted = {  # kernel: (part of the mangled name, loads, stores)
+        "interpolate, a sample": ("map_by_rowIf.*BlendIfE", 2, 1),
+        "interpolate, an element": ("map_by_elementIf.*BlendIfE", 2, 1),
+        "interpolate backward": ("map_by_rowIf.*SplitIfE", 1, 2),
+        "perturb": ("add_noiseIfE", 1, 1),
+        "perturb backward": ("dot_noiseIfE", 1, 0),
+        "norms of rows": ("reduce_rows.*NormTermIfLb0E", 1, 0),
+        "norms of columns": ("reduce_columns.*NormTermIfLb0E", 1, 0),
+        "penalty backward, rows": ("map_rows.*FirstMapIfE", 1, 1),
+        "penalty backward, columns": ("map_columns.*FirstMapIfE", 1, 1),
+        "double backward, dots": ("reduce_rows.*DotTermIfE", 2, 0),
+        "double backward, rows": ("map_rows.*SecondMapIfE", 2, 1),
+        "double backward, columns": ("map_columns.*SecondMapIfE", 2, 1),
+    }
+    for kernel, (pattern, loads, stores) in wanted.items():
+        (text,) = [text for name, text in functions.items() if re.search(pattern, name)]
+        assert len(re.findall(r"\bLDG\.E\.128", text)) >= loads, kernel
+        assert len(re.findall(r"\bSTG\.E\.128", text)) >= stores, kernel
+    assert not re.findall(r"\b(?:ATOM|ATOMG|RED)\.[\w.]*F(?:16|32|64)", sass), "a floating-point atomic"
+
+
+def test_library_has_every_architecture_and_needs_the_stable_abi_only(compiled):
+    symbols = subprocess.run(["nm", "-D", "--undefined-only", compiled[0]], capture_output=True, text=True).stdout
+    names = [line.split()[-1] for line in symbols.splitlines()]
+    assert "aoti_torch_get_current_cuda_stream" in names
+    assert not [name for name in names if name.startswith(("_ZN2at", "_ZN3c10", "_ZN5torch", "_ZNK2at", "_ZNK3c10"))]
+    if cuobjdump := cuda_tool("cuobjdump"):
+        command = [cuobjdump, "--list-elf", "--list-ptx", compiled[0]]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert all(f".{arch}.cubin" in listed for arch in ARCHS)
+        assert ".sm_100.ptx" in listed
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            {"CUDA_HOME": "/nowhere"},
+            "=cuda: no CUDA compiler nvcc (CUDA_HOME, /nowhere, has no bin/nvcc)",
+        ),
+        ({"GPKERNELS_CUDA_ARCHS": "hopper"}, "GPKERNELS_CUDA_ARCHS: wanted compute capabilities such as"),
+    ],
+)
+def test_impossible_cuda_builds_are_refused(env, message):
+    if "CUDA_HOME" not in env and cuda_tool("nvcc") is None:
+        pytest.skip("no CUDA compiler nvcc on PATH or in /usr/local/cuda/bin")
+    result = test_packaging.python("setup.py", "--version", env={"GPKERNELS_BUILD": "cuda", **env})
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+@pytest.fixture(scope="module")
+def ops():
+    return build.load()
+
+
+def contiguous(x):
+    return x.contiguous()
+
+
+def channels_last(x):
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def unaligned(x):
+    """The same values one element into a larger allocation."""
+    return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].copy_(x.reshape(-1)).view(x.shape)
+
+
+def unaligned_channels_last(x):
+    return unaligned(x.movedim(1, -1).contiguous()).movedim(-1, 1)
+
+
+LAYOUTS = (contiguous, channels_last, unaligned, unaligned_channels_last)
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+SHAPES = [(1, 1), (5, 3), (3, 2, 5, 7), (2, 8, 4, 6), (2, 40, 3, 4), (2, 3, 2, 4, 3), (300, 2, 1), (2, 2, 99, 131)]
+
+
+def cases(shapes=SHAPES, dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64)):
+    """(shape, dtype, layout), every pair of them at least once."""
+    for index, (shape, layout) in enumerate(itertools.product(shapes, LAYOUTS)):
+        if len(shape) > 2 or layout in (contiguous, unaligned):
+            yield shape, dtypes[(index + index // len(LAYOUTS)) % len(dtypes)], layout
+            yield shape, torch.float32, layout
+
+
+def draw(shape, dtype, layout, scale=1.0):
+    return layout((torch.randn(shape, dtype=torch.float64) * scale).to(dtype))
+
+
+def close(got, wanted, tolerance, what):
+    assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype), what
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}\n{text}")
+
+
+@pytest.mark.parametrize("mode", ["given", "sample", "element"])
+def test_interpolate(ops, mode):
+    for shape, dtype, layout in cases():
+        real, fake = draw(shape, dtype, layout), draw(shape, dtype, layout)
+        eps = torch.rand(shape[0], dtype=torch.promote_types(dtype, torch.float32)) if mode == "given" else None
+        options = (eps, None if mode == "given" else SEED, mode == "element")
+        what = f"{shape} {dtype} {layout.__name__}"
+        before = build.launches()
+        got = ops["interpolate"](real, fake, *options)
+        assert build.launches() == before + 1
+        close(got, interpolate_reference.interpolate(real, fake, *options), TOLERANCE[dtype], what)
+        for need in ((True, True), (True, False), (False, True)):
+            before = build.launches()
+            got = ops["interpolate_backward"](real, *options, *need)
+            assert build.launches() == before + 1
+            wanted = interpolate_reference.interpolate_backward(real, *options, *need)
+            for one, other in zip(got, wanted, strict=True):
+                close(one, other, TOLERANCE[dtype], what)
+
+
+@pytest.mark.parametrize("noise", [0, 1], ids=["normal", "uniform"])
+def test_perturb(ops, noise):
+    for shape, dtype, layout in cases():
+        real = draw(shape, dtype, layout)
+        sigma = torch.rand(1, dtype=torch.promote_types(dtype, torch.float32))
+        what = f"{shape} {dtype} {layout.__name__}"
+        for given in (None, sigma):
+            before = build.launches()
+            got = ops["perturb"](real, given, 0.7, noise, SEED)
+            assert build.launches() == before + 1
+            tolerance = max(TOLERANCE[dtype], 1e-6)  # the noise is float32
+            close(got, perturb_reference.perturb(real, given, 0.7, noise, SEED), tolerance, what)
+        before = build.launches()
+        got = ops["perturb_backward"](real, 0.7, noise, SEED)
+        assert build.launches() <= before + 2
+        wanted = perturb_reference.perturb_backward(real.double(), 0.7, noise, SEED)
+        assert abs(got.double() - wanted) <= 1e-5 * real.double().norm(), what
+
+
+def test_the_numbers_are_those_of_the_cpu_kernels(ops):
+    """Bit by bit, in every unit of a long tensor, whichever the layout, for seeds that use all 64 bits."""
+    ones = torch.ones(3, 5, 41, 37)
+    for seed in (SEED, torch.tensor([2**63 - 1, -(2**63)]), torch.tensor([0, 1 << 40])):
+        for x, per_element in itertools.product((ones, channels_last(ones), unaligned(ones)), (False, True)):
+            arguments = (x, torch.zeros_like(x), None, seed, per_element)
+            assert torch.equal(ops["interpolate"](*arguments), CPU.interpolate(*arguments))
+        zeros = torch.zeros_like(ones)
+        assert torch.equal(ops["perturb"](zeros, None, 1.0, 1, seed), CPU.perturb(zeros, None, 1.0, 1, seed))
+    words = oracles.words(SEED, ones.numel())
+    eps = ops["interpolate"](ones, torch.zeros_like(ones), None, SEED, True)
+    assert eps.reshape(-1).tolist() == [(word >> 8) * 2.0**-24 for word in words]
+
+
+def penalties_agree(ops, x, tangent, options, what, tolerance):
+    before = build.launches()
+    value, saved = ops["grad_norm_penalty"](x, *options)
+    assert build.launches() <= before + 2, what
+    exact = x.double()
+    wanted_value, wanted_saved = penalty_reference.grad_norm_penalty(exact, *options)
+    accumulation = torch.promote_types(x.dtype, torch.float32)
+    loose = max(TOLERANCE[accumulation], 1e-12)
+    close(value, wanted_value.to(accumulation), loose * max(1.0, wanted_value.abs().max().item()), what)
+    close(saved, wanted_saved.to(accumulation), loose, what)
+
+    upstream = torch.rand_like(value)
+    before = build.launches()
+    first = ops["grad_norm_penalty_backward"](upstream, x, saved, *options)
+    assert build.launches() == before + 1, what
+    wanted = penalty_reference.grad_norm_penalty_backward(upstream.double(), exact, wanted_saved, *options)
+    close(first, wanted.to(x.dtype), tolerance * max(1.0, wanted.abs().max().item()), what)
+
+    before = build.launches()
+    got = ops["grad_norm_penalty_double_backward"](tangent, upstream, x, saved, *options)
+    assert build.launches() <= before + 3, what
+    doubles = (tensor.double() for tensor in (tangent, upstream, x))
+    wanted = penalty_reference.grad_norm_penalty_double_backward(*doubles, wanted_saved, *options)
+    for one, other in zip(got, wanted, strict=True):  # <tangent, direction> may cancel
+        close(one, other.to(one.dtype), max(tolerance, 10 * loose) * max(1.0, other.abs().max().item()), what)
+
+
+@pytest.mark.parametrize("axes", range(3), ids=penalty_reference.AXES)
+@pytest.mark.parametrize("norm", range(3), ids=penalty_reference.NORMS)
+def test_penalty(ops, norm, axes):
+    """Every form and reduction in every case of shape, dtype and layout, the expensive shapes with some only."""
+    combinations = list(itertools.product(range(6), range(3)))
+    for index, (shape, dtype, layout) in enumerate(cases()):
+        elements = torch.Size(shape[1:]).numel() if axes == 0 else shape[1] if axes == 1 else torch.Size(shape).numel()
+        scale = 1.3 / (elements**0.5 if norm == 0 else elements if norm == 1 else 2)
+        x, tangent = draw(shape, dtype, layout, scale), draw(shape, dtype, layout)
+        large = torch.Size(shape).numel() > 10_000
+        for form, reduction in [combinations[(7 * index + i) % 18] for i in range(2)] if large else combinations:
+            options = (form, 1.0, norm, axes, reduction)
+            penalties_agree(ops, x, tangent, options, f"{shape} {dtype} {layout.__name__} {options}", TOLERANCE[dtype])
+
+
+def test_linf_counts_ties_across_threads_and_blocks(ops):
+    x = torch.ones(2, 20_000)
+    x[1, ::2] = -1.0
+    x[1, 7] = 0.5
+    _, saved = ops["grad_norm_penalty"](x, 4, 1.0, 2, 0, 2)
+    assert saved.tolist() == [[1.0, 1.0], [20_000.0, 19_999.0]]
+    _, saved = ops["grad_norm_penalty"](torch.zeros(2, 5), 4, 1.0, 2, 0, 2)
+    assert saved.tolist() == [[0.0, 0.0], [5.0, 5.0]]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("norm", range(3), ids=penalty_reference.NORMS)
+def test_nan_and_inf_stay_visible(ops, norm, bad):
+    for length, position in ((40, 33), (20_000, 5), (20_000, 19_999)):
+        x = torch.ones(2, length)
+        x[1, position] = bad
+        value, saved = ops["grad_norm_penalty"](x, 4, 1.0, norm, 0, 2)
+        assert value[0].isfinite()
+        assert saved[0, 1].isnan() if bad != bad else saved[0, 1].isinf()
+    columns = torch.ones(1, 40, 12)
+    columns[0, 17, 3] = bad
+    _, saved = ops["grad_norm_penalty"](columns, 4, 1.0, norm, 1, 0)
+    assert saved[0].isfinite().sum() == 11
+    assert not saved[0, 0, 3].isfinite()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 3, 4), (2, 0, 4), (2, 3, 0)], ids=str)
+def test_empty_tensors(ops, shape):
+    x = torch.zeros(shape)
+    for name in ("interpolate", "perturb"):
+        arguments = (x, x, None, SEED, True) if name == "interpolate" else (x, None, 0.5, 0, SEED)
+        before = build.launches()
+        assert ops[name](*arguments).shape == shape
+        assert build.launches() == before
+    assert ops["perturb_backward"](x, 0.5, 0, SEED) == 0
+    for form, norm, axes, reduction in itertools.product(range(6), range(3), range(3), range(3)):
+        options = (form, 1.0, norm, axes, reduction)
+        got = ops["grad_norm_penalty"](x, *options)
+        torch.testing.assert_close(got, CPU.grad_norm_penalty(x, *options), equal_nan=True)
+        value, saved = got
+        upstream = torch.ones_like(value)
+        assert ops["grad_norm_penalty_backward"](upstream, x, saved, *options).shape == shape
+        second = ops["grad_norm_penalty_double_backward"](x, upstream, x, saved, *options)
+        wanted = CPU.grad_norm_penalty_double_backward(x, upstream, x, saved, *options)
+        torch.testing.assert_close(second, wanted, equal_nan=True)
+
+
+X = torch.randn(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments", "message"),
+    [
+        ("interpolate", (X, X[:, :2], None, SEED, False), "fake: wanted the shape and strides of real"),
+        ("interpolate", (X, X, None, None, False), "eps, seed: wanted exactly one of the two, got neither"),
+        ("interpolate", (X, X, torch.rand(3), None, False), "eps: wanted 2 contiguous elements, got 3"),
+        ("interpolate", (X, X, torch.rand(2), None, True), "per_element: wanted a seed, got eps"),
+        ("interpolate", (X, X, None, SEED[:1], False), "seed: wanted a contiguous int64 CPU tensor of 2"),
+        ("interpolate", (X.t(), X.t(), None, SEED, False), "real: wanted contiguous or channels_last memory"),
+        ("perturb", (X.int(), None, 0.5, 0, SEED), "perturb: wanted float16, bfloat16, float32 or float64"),
+        ("perturb", (X, torch.rand(2), 0.5, 0, SEED), "sigma: wanted 1 contiguous elements, got 2"),
+        ("perturb", (X, None, 0.5, 2, SEED), "noise: wanted a code below 2, got 2"),
+        ("grad_norm_penalty", (X, 6, 1.0, 0, 0, 0), "form: wanted a code below 6, got 6"),
+        ("grad_norm_penalty", (X[0], 0, 1.0, 0, 1, 0), "grad: wanted at least 2 dimensions"),
+        (
+            "grad_norm_penalty_backward",
+            (torch.rand(()), X, torch.rand(3), 0, 1.0, 0, 0, 0),
+            "saved: wanted 2 contiguous elements, got 3",
+        ),
+    ],
+)
+def test_arguments_are_checked(ops, op, arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops[op](*arguments)
+
+
+def run_driver(sanitizer, *arguments):
+    env = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run([build.driver(sanitizer), *arguments], capture_output=True, text=True, env=env, timeout=300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the sanitizers' runtimes are looked for on Linux")
+@pytest.mark.parametrize(
+    ("sanitizer", "fault", "report"),
+    [("thread", "race", "WARNING: ThreadSanitizer: data race"), ("address", "overrun", "heap-buffer-overflow")],
+)
+def test_kernels_are_clean_under_the_sanitizers(sanitizer, fault, report):
+    """Every kernel, its threads as threads of the machine; and the proof that the sanitizer watches."""
+    result = run_driver(sanitizer)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "all kernels ran" in result.stdout
+    caught = run_driver(sanitizer, fault)
+    assert caught.returncode != 0
+    assert report in caught.stderr
