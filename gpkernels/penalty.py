@@ -193,6 +193,10 @@ class _Call:
             raise TypeError(f"critic: wanted a callable, got {type(critic).__name__}")
         if not isinstance(args, (tuple, list)):
             raise TypeError(f"critic_args: wanted a tuple or list, got {type(args).__name__}")
+        if not isinstance(kwargs, Mapping | None):
+            raise TypeError(f"critic_kwargs: wanted a mapping, got {type(kwargs).__name__}")
+        if not isinstance(scaler, torch.amp.GradScaler | None):
+            raise TypeError(f"scaler: wanted a torch.amp.GradScaler, got {type(scaler).__name__}")
         self.critic = uncompiled(critic)
         self.args = tuple(args)
         self.kwargs = dict(kwargs or {})

@@ -70,7 +70,7 @@ def test_every_backend_keeps_shape_dtype_and_strides(backend):
         if isinstance(results, torch.Tensor):
             results, promised = (results,), (promised,)
         for got, wanted in zip(results, promised, strict=True):
-            assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype), name
+            assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride()), name
             assert not got.isnan().any(), name
 
 

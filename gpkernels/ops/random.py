@@ -23,6 +23,8 @@ def draw_seed(like: torch.Tensor, generator: torch.Generator | None) -> torch.Te
     A CPU generator serves every device (the same manual seed then gives the same numbers everywhere, at the cost
     of a small copy that a CUDA graph cannot capture); any other generator must be on the device of `like`.
     """
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator: wanted a torch.Generator, got {type(generator).__name__}")
     if generator is None or generator.device.type == like.device.type:
         return torch.randint(_WORDS, (2,), device=like.device, generator=generator)
     if generator.device.type != "cpu":
