@@ -3,6 +3,7 @@
 from gpkernels import _native
 from gpkernels import ops as _ops  # noqa: F401  defines the schemas that the native library implements
 from gpkernels._version import __version__
+from gpkernels.double_backward import fast_double_backward
 from gpkernels.functional import grad_norm, grad_norm_penalty, interpolate, perturb
 from gpkernels.nn import GradientPenalty
 from gpkernels.penalty import gradient_penalty, score_and_penalty
@@ -15,6 +16,7 @@ __all__ = [
     "GradientPenalty",
     "__version__",
     "backend",
+    "fast_double_backward",
     "grad_norm",
     "grad_norm_penalty",
     "gradient_penalty",

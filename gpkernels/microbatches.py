@@ -27,12 +27,10 @@ def penalty(call: _Call, x: Tensor, measure: Measure, size: int, create_graph: b
     value: Tensor | None = None
     kept: dict[Tensor, Tensor] = {}
     for part, part_call in _parts(call, x, size):
-        part = part.detach().requires_grad_()
-        grad = part_call.input_gradient(part_call.scores(part), part, create_graph)
-        share = measure(grad, reduction="sum") / groups
+        share = measure(part_call.differentiate(part, create_graph).grad, reduction="sum") / groups
         value = share.detach() if value is None else value + share.detach()
         if create_graph:
-            leaves = [leaf for leaf in _leaves(share) if leaf is not part]
+            leaves = _leaves(share)
             factor = call.loss_scale(share.device)
             # retain_graph: graphs that feed the critic from outside are shared between microbatches
             grads = torch.autograd.grad(share, leaves, factor, retain_graph=True) if leaves else ()
@@ -100,12 +98,12 @@ def _parts(call: _Call, x: Tensor, size: int) -> Iterator[tuple[Tensor, _Call]]:
 
 
 def _leaves(output: Tensor) -> list[Tensor]:
-    """The leaf tensors that require grad and that `output` depends on."""
+    """The leaf tensors that require grad and that `output` depends on, but for the critic's x."""
     found: dict[Tensor, None] = {}
     seen, stack = set(), [output.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
+        if node is None or node in seen or getattr(node, "closed", False):
             continue
         seen.add(node)
         if hasattr(node, "variable"):

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpkernels import microbatches
+from gpkernels import double_backward, microbatches
 from gpkernels._checks import check_choice, check_count, check_floating, check_number, check_same, fail
+from gpkernels.double_backward import Entry, Recording
 from gpkernels.functional import grad_norm_penalty
 from gpkernels.kinds import KINDS, Kind, check_inputs
 from gpkernels.ops._layout import accumulation_dtype
@@ -149,9 +150,10 @@ def score_and_penalty(
             penalty = _penalty(call, x, measure, microbatch, create_graph=call.create_graph)
             scores = microbatches.checkpointed_scores(call, x, microbatch)
         else:
-            x = x.requires_grad_()
-            scores = call.scores(x)
-            penalty = measure(call.input_gradient(scores, x, call.create_graph))
+            trace = call.differentiate(x, call.create_graph)
+            scores, penalty = trace.scores, measure(trace.grad)
+            if call.create_graph:
+                scores, penalty = double_backward.share(scores, penalty, trace.entry, trace.recording, trace.scale)
     return (scores, penalty) if call.create_graph else (scores.detach(), penalty.detach())
 
 
@@ -171,12 +173,22 @@ def _detached(x: Tensor) -> Tensor:
 
 def _penalty(call: _Call, x: Tensor, measure: Measure, microbatch: int | None, *, create_graph: bool) -> Tensor:
     if microbatch is None:
-        x = x.detach().requires_grad_()
-        return measure(call.input_gradient(call.scores(x), x, create_graph))
+        return measure(call.differentiate(x, create_graph).grad)
     check_count("microbatch", microbatch)
     if measure.axes == "batch":
         raise fail("microbatch", "None for axes='batch', whose norm spans the batch", microbatch)
     return microbatches.penalty(call, x, measure, microbatch, create_graph)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A critic's scores at x and their gradient in x, with the graph of both."""
+
+    scores: Tensor
+    grad: Tensor
+    entry: Any  # the node of x, with which the graph ends
+    recording: Recording
+    scale: Tensor | None  # the factor that the gradient was computed with, and freed of
 
 
 class _Call:
@@ -215,11 +227,21 @@ class _Call:
             raise fail("critic", f"scores on the device of x, {x.device}", scores.device)
         return scores
 
-    def input_gradient(self, scores: Tensor, x: Tensor, create_graph: bool) -> Tensor:
-        """d(sum of scores)/dx, shape of x: the gradient of each sample's score, unscaled."""
+    def differentiate(self, x: Tensor, create_graph: bool) -> _Trace:
+        """The scores at x and the gradient of each sample's in x; with create_graph both can be differentiated on."""
+        x = Entry.apply(x.detach().requires_grad_())
+        with double_backward.rerouted(create_graph) as recording:
+            scores = self.scores(x)
+        scale = self.loss_scale(scores.device)
+        grad = self._input_gradient(scores, x, scale, create_graph)
+        entry: Any = x.grad_fn
+        entry.closed = True
+        return _Trace(scores, grad, entry, recording, scale)
+
+    def _input_gradient(self, scores: Tensor, x: Tensor, factor: Tensor | None, create_graph: bool) -> Tensor:
         if not scores.requires_grad:
             raise fail("critic", "scores that depend on x", "scores without a gradient (is x detached inside it?)")
-        total, factor = scores.sum(), self.loss_scale(scores.device)
+        total = scores.sum()
         if factor is not None:
             total = total.float() * factor
         # retain_graph: the caller may go on to use the scores

@@ -123,7 +123,7 @@ def test_microbatch_bounds_memory():
 
         class Saved:
             def __init__(self, tensor, alive=alive, peak=peak):
-                self.tensor, self.alive = tensor, alive
+                self.tensor, self.alive = tensor.detach(), alive  # the tensor itself may own this object
                 alive[0] += tensor.numel()
                 peak[0] = max(peak[0], alive[0])
 

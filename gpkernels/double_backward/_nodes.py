@@ -1,0 +1,84 @@
+"""What every autograd Function of this package shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_will_run = torch._C._will_engine_execute_node
+
+
+class Recording:
+    """What the nodes of one critic's forward have in common.
+
+    `seeds`, of shape (B,), is set while `sharing` runs the backward of scores and penalty at once.
+    """
+
+    def __init__(self) -> None:
+        self.seeds: Tensor | None = None
+        self.weights_wanted = False  # every weight is an input of the running torch.autograd.grad
+        self.hooked = False  # the critic put a hook on a tensor, which must see every gradient
+
+
+def wants(ctx: Any, slot: int, recording: Recording | None = None) -> bool:
+    """Whether the running backward uses the gradient of this Function's argument `slot`.
+
+    `ctx.needs_input_grad` alone says whether the argument requires grad, and stays True for weights under
+    `torch.autograd.grad(scores, x)`.
+    """
+    if not ctx.needs_input_grad[slot]:
+        return False
+    node = ctx.next_functions[slot][0]
+    if node is None or getattr(node, "closed", False):
+        return False
+    if recording is not None and recording.weights_wanted:
+        return True
+    try:
+        return _will_run(node)
+    except RuntimeError:  # a leaf whose gradient torch.autograd.grad returns: the engine refuses the question
+        return True
+
+
+class Entry(torch.autograd.Function):
+    """The identity at x, before the critic. Once its node is `closed`, no gradient in x is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None) -> Tensor | None:
+        return grad_out
+
+
+def reroutable(*tensors: Tensor | None) -> bool:
+    """Whether the rows know these arguments: plain, dense, real floating-point tensors on one device, outside
+    torch.func transforms, the first of which carries a gradient."""
+    first = tensors[0]
+    if first is None or not first.requires_grad or torch._C._are_functorch_transforms_active():
+        return False
+    return all(
+        t is None
+        or (
+            type(t) in (Tensor, torch.nn.Parameter)
+            and t.dtype in _DTYPES
+            and t.layout == torch.strided
+            and t.device == first.device
+        )
+        for t in tensors
+    )
+
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The arguments of an op that autocast runs in its lower precision, cast as autocast would."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)

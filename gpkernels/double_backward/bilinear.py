@@ -1,0 +1,224 @@
+"""Convolutions and linear maps: y = w * x + b, bilinear in x and w.
+
+The three partial derivatives of the trilinear form <g, w * x> are the three Functions here, and each one's derivatives
+are the other two, so every order is exact with no zero stream:
+
+    Apply     y  = w * x + b      to x: ToInput(g, w)    to w: ToWeight(g, x)    to b: the sum of g
+    ToInput   gx = w^T g          to g: Apply(t, w)      to w: ToWeight(g, t)
+    ToWeight  gw = g x^T          to g: Apply(x, t)      to x: ToInput(g, t)
+
+While `sharing` runs, ToInput also carries the gradients of a loss whose adjoint is s_b g per sample: its weight
+gradient becomes ToWeight(g, t + s x), one convolution for loss and penalty, and the bias's is sum s g.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpkernels.double_backward._nodes import Recording, autocast, reroutable, wants
+
+aten = torch.ops.aten
+
+
+class BilinearMap(Protocol):
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor: ...
+
+    def to_input(self, g: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """The gradient in x, of which only shape and layout are used."""
+
+    def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        """The gradient in w, of which only shape and layout are used."""
+
+    def to_bias(self, g: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Convolution:
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    @property
+    def _options(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return aten.convolution(x, w, b, *self._options)
+
+    def to_input(self, g: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        return aten.convolution_backward(g, x, w, None, *self._options, (True, False, False))[0]
+
+    def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        return aten.convolution_backward(g, x, w, None, *self._options, (False, True, False))[1]
+
+    def to_bias(self, g: Tensor) -> Tensor:
+        return g.sum((0, *range(2, g.dim())))
+
+
+@dataclass(frozen=True)
+class Linear:
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return F.linear(x, w, b)
+
+    def to_input(self, g: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        return g.matmul(w)
+
+    def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        return g.reshape(-1, g.shape[-1]).mT.mm(x.reshape(-1, x.shape[-1]))
+
+    def to_bias(self, g: Tensor) -> Tensor:
+        return g.reshape(-1, g.shape[-1]).sum(0)
+
+
+class Apply(torch.autograd.Function):
+    """map.apply(x, w, b). Highest gradient order: any."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, map: BilinearMap, recording: Recording | None
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, w, b)
+        ctx.map, ctx.recording = map, recording
+        return map.apply(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
+        if g is None:
+            return None, None, None, None, None
+        x, w, b = ctx.saved_tensors
+        map, recording = ctx.map, ctx.recording
+        grad_x = ToInput.apply(g, w, b, x.detach(), map, recording) if wants(ctx, 0) else None
+        grad_w = ToWeight.apply(g, x, w.detach(), map) if wants(ctx, 1) else None
+        grad_b = map.to_bias(g) if wants(ctx, 2) else None
+        return grad_x, grad_w, grad_b, None, None
+
+
+class ToInput(torch.autograd.Function):
+    """map.to_input(g, w): linear in g and in w. Highest gradient order: any.
+
+    b is an argument so that its gradient is zeros, as autograd's own would be, instead of None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, w: Tensor, b: Tensor | None, x: Tensor, map: BilinearMap, recording: Recording | None
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(g, w, b, x)
+        ctx.map, ctx.recording = map, recording
+        return map.to_input(g, w, x)
+
+    @staticmethod
+    def backward(ctx: Any, t: Tensor | None) -> tuple[Any, ...]:
+        if t is None:
+            return None, None, None, None, None, None
+        g, w, b, x = ctx.saved_tensors
+        map, recording = ctx.map, ctx.recording
+        seeds = None if recording is None else recording.seeds
+        grad_g = Apply.apply(t, w, None, map, None) if wants(ctx, 0) else None
+        grad_w = grad_b = None
+        if wants(ctx, 1, recording):
+            stream = t if seeds is None else torch.addcmul(t, _column(seeds, x), x)
+            grad_w = ToWeight.apply(g, stream, w.detach(), map)
+        if wants(ctx, 2, recording):
+            grad_b = torch.zeros_like(b) if seeds is None else map.to_bias(_column(seeds, g) * g)
+        return grad_g, grad_w, grad_b, None, None, None
+
+
+class ToWeight(torch.autograd.Function):
+    """map.to_weight(g, x): linear in g and in x. Highest gradient order: any."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, map: BilinearMap) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(g, x)
+        ctx.map = map
+        return map.to_weight(g, x, w)
+
+    @staticmethod
+    def backward(ctx: Any, t: Tensor | None) -> tuple[Any, ...]:
+        if t is None:
+            return None, None, None, None
+        g, x = ctx.saved_tensors
+        grad_g = Apply.apply(x, t, None, ctx.map, None) if wants(ctx, 0) else None
+        grad_x = ToInput.apply(g, t, None, x.detach(), ctx.map, None) if wants(ctx, 1) else None
+        return grad_g, grad_x, None, None
+
+
+def _column(seeds: Tensor, like: Tensor) -> Tensor:
+    return seeds.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+
+
+def convolution(dims: int) -> Any:
+    """The row of conv1d, conv2d, conv3d."""
+
+    def row(
+        recording: Recording,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
+        if not reroutable(input, weight, bias) or input.dim() != dims + 2:
+            return NotImplemented
+        spread = _tuple(dilation, dims)
+        if isinstance(padding, str):
+            total = [d * (k - 1) for d, k in zip(spread, weight.shape[2:], strict=True)]
+            if padding == "same" and any(n % 2 for n in total):
+                return NotImplemented
+            padding = [n // 2 for n in total] if padding == "same" else 0
+        map = Convolution(_tuple(stride, dims), _tuple(padding, dims), spread, False, _tuple(0, dims), groups)
+        return Apply.apply(*autocast(input, weight, bias), map, recording)
+
+    return row
+
+
+def transposed_convolution(dims: int) -> Any:
+    """The row of conv_transpose1d, conv_transpose2d, conv_transpose3d."""
+
+    def row(
+        recording: Recording,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Any:
+        if not reroutable(input, weight, bias) or input.dim() != dims + 2:
+            return NotImplemented
+        stride, padding, dilation, output_padding = (
+            _tuple(o, dims) for o in (stride, padding, dilation, output_padding)
+        )
+        map = Convolution(stride, padding, dilation, True, output_padding, groups)
+        return Apply.apply(*autocast(input, weight, bias), map, recording)
+
+    return row
+
+
+def linear(recording: Recording, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """The row of linear."""
+    if not reroutable(input, weight, bias) or weight.dim() != 2 or input.dim() < 2:
+        return NotImplemented
+    return Apply.apply(*autocast(input, weight, bias), Linear(), recording)
+
+
+def _tuple(value: Any, dims: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * dims
+    values = tuple(value)
+    return values * dims if len(values) == 1 else values

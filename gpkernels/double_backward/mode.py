@@ -1,0 +1,86 @@
+"""Where calls of torch become the rows of the table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from gpkernels.double_backward._nodes import Recording
+from gpkernels.double_backward.table import BY_FUNCTION
+
+_HOOKS = frozenset((torch.Tensor.register_hook,))
+
+
+class Rerouting(TorchFunctionMode):
+    """Sees every call of torch in its block, on this thread; reroutes those the table knows, with gradients on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recording = Recording()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        row = BY_FUNCTION.get(func)
+        if row is not None and torch.is_grad_enabled() and not _under_checkpoint():
+            result = row.call(self.recording, *args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        elif func in _HOOKS:
+            self.recording.hooked = True
+        return func(*args, **kwargs)
+
+
+def _under_checkpoint() -> bool:
+    """Inside torch.utils.checkpoint, whose recomputation must see the very calls of the first pass."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
+
+
+@contextmanager
+def fast_double_backward() -> Iterator[None]:
+    """Makes the second derivative of what is computed inside cheaper; values and derivatives stay what they are.
+
+    For penalties written by hand. Run the critic inside; what follows may lie inside or outside:
+
+        with gp.fast_double_backward():
+            scores = critic(x)
+        (grad,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        (loss + penalty_of(grad)).backward()
+
+    Calls of torch that the table (`gpkernels.double_backward.table`) knows are rerouted to Functions with the same
+    result whose second derivative makes no zeros, no unused gradients, and few launches; everything else runs as it
+    is. `gradient_penalty` and `score_and_penalty` do this by themselves. Inside, torch.compile'd functions run
+    uncompiled and attention runs by its math kernel, since compiled code and the fused attention kernels have no second
+    derivative. A parameter whose gradient is zero for want of a path may get
+    None instead of zeros. Highest gradient order: as without it.
+    """
+    with _differentiable_kernels(), Rerouting():
+        yield
+
+
+@contextmanager
+def rerouted(active: bool) -> Iterator[Recording]:
+    """fast_double_backward for the package's own penalties."""
+    if not active:
+        with _differentiable_kernels():
+            yield Recording()
+        return
+    with _differentiable_kernels(), Rerouting() as mode:
+        yield mode.recording
+
+
+@contextmanager
+def _differentiable_kernels() -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield

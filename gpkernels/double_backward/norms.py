@@ -1,0 +1,354 @@
+"""Normalisation with the statistics of a batch, sample or group, and the (leaky) ReLU after it.
+
+    Norm            y  = gamma xh + beta          to x, gamma, beta: NormBackward(g)
+    NormActivation  z  = act(y), same x           to x, gamma, beta: NormBackward(g), of both at once
+    NormBackward    the three gradients           to g, x, gamma: the closed form of `gpkernels.ops.norm_act`
+
+The forwards are torch's own kernels. An activation whose input is the very result of a Norm becomes a NormActivation
+on that norm's x; the Norm's own node is left without a gradient to pass on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpkernels import registry
+from gpkernels.double_backward._nodes import Recording, reroutable, wants
+from gpkernels.ops._layout import accumulation_dtype, layout_of
+from gpkernels.ops.norm_act import reference
+
+Forward = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Which elements share a mean: `groups` as in `gpkernels.ops.norm_act`, after the view that makes LayerNorm's
+    trailing dimensions its channels, `channels` many."""
+
+    groups: int
+    eps: float
+    channels: int | None = None
+
+    def view(self, x: Tensor) -> Tensor:
+        return x if self.channels is None else x.reshape(-1, self.channels)
+
+    def like(self, x: Tensor, other: Tensor) -> Tensor:
+        """x, of the shape of `other`, in the layout of `view(other)`."""
+        viewed = self.view(other)
+        return self.view(x).contiguous(memory_format=layout_of(viewed))
+
+
+def _affine(value: Tensor | None, x: Tensor) -> Tensor | None:
+    """A weight as the kernels take it: flat, in the accumulation dtype."""
+    return None if value is None else value.detach().reshape(-1).to(accumulation_dtype(x.dtype))
+
+
+class Norm(torch.autograd.Function):
+    """forward(x, weight, bias) -> (y, mean, rstd), the last two without gradient. Highest gradient order: any."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, forward: Forward, statistics: Statistics
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        y, mean, rstd = forward(x, weight, bias)
+        dtype = accumulation_dtype(x.dtype)
+        mean, rstd = (s.to(dtype).reshape((-1, statistics.groups) if statistics.groups else -1) for s in (mean, rstd))
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(x, weight, bias, None, mean, rstd)
+        ctx.statistics, ctx.slope, ctx.first = statistics, 0.0, 0
+        return y, mean, rstd
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, *unused: None) -> tuple[Any, ...]:
+        return *_backward(ctx, g), None, None
+
+
+class NormActivation(torch.autograd.Function):
+    """act(y), for y the result of a Norm of x. Highest gradient order: any, in x, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        statistics: Statistics,
+        slope: float,
+        act: Callable[..., Tensor],
+        in_place: bool,
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        z = act(y, in_place=in_place)
+        if in_place:
+            ctx.mark_dirty(y)
+        ctx.save_for_backward(x, weight, bias, z, mean, rstd)
+        ctx.statistics, ctx.slope, ctx.first = statistics, slope, 1
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
+        return None, *_backward(ctx, g), None, None, None, None, None, None
+
+
+def _backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients in x, weight and bias, which are the Function's arguments from slot `ctx.first` on."""
+    if g is None:
+        return None, None, None
+    x, weight, bias, z, mean, rstd = ctx.saved_tensors
+    needs = tuple(wants(ctx, ctx.first + i) for i in range(3))
+    z = None if z is None else z.detach()
+    grads = NormBackward.apply(g, x, weight, bias, z, mean, rstd, ctx.statistics, ctx.slope, needs)
+    likes = (x, weight, bias)
+    return tuple(  # type: ignore[return-value]
+        grad.to(like.dtype).reshape(like.shape) if need else None
+        for need, grad, like in zip(needs, grads, likes, strict=True)
+    )
+
+
+class NormBackward(torch.autograd.Function):
+    """norm_act_backward: gradients in x, weight and bias. Highest gradient order: any, in g, x and weight.
+
+    bias is an argument so that its gradient is zeros, as autograd's own would be, instead of None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        g: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        z: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        statistics: Statistics,
+        slope: float,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(g, x, weight, bias, z, mean, rstd)
+        ctx.statistics, ctx.slope = statistics, slope
+        ctx.impl = registry.choose("norm_act", x)
+        inputs = _kernel_inputs(statistics, g, x, z, mean, rstd, weight)
+        grad_x, grad_weight, grad_bias = ctx.impl.backward(*inputs, statistics.groups, slope, any(needs[1:]))
+        return grad_x.view(x.shape) if statistics.channels else grad_x, grad_weight, grad_bias
+
+    @staticmethod
+    def backward(
+        ctx: Any, tangent: Tensor | None, tangent_weight: Tensor | None, tangent_bias: Tensor | None
+    ) -> tuple[Any, ...]:
+        nothing = (None,) * 6
+        if tangent is None and tangent_weight is None and tangent_bias is None:
+            return (None,) * 10
+        g, x, weight, bias, z, mean, rstd = ctx.saved_tensors
+        in_bias = torch.zeros_like(bias) if wants(ctx, 3) else None
+        if tangent is None or tangent_weight is not None or tangent_bias is not None or torch.is_grad_enabled():
+            return *_general(ctx, tangent, tangent_weight, tangent_bias), in_bias, *nothing
+        statistics = ctx.statistics
+        inputs = _kernel_inputs(statistics, g, x, z, mean, rstd, weight)
+        in_g, in_x, in_weight = ctx.impl.double_backward(
+            statistics.like(tangent, x), *inputs, statistics.groups, ctx.slope
+        )
+        return (
+            in_g.view(x.shape) if wants(ctx, 0) else None,
+            in_x.view(x.shape) if wants(ctx, 1) else None,
+            in_weight.to(weight.dtype).reshape(weight.shape) if weight is not None and wants(ctx, 2) else None,
+            in_bias,
+            *nothing,
+        )
+
+
+def _kernel_inputs(
+    statistics: Statistics,
+    g: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    like = statistics.like
+    x_view = statistics.view(x)
+    x_view = x_view.contiguous(memory_format=layout_of(x_view))
+    return like(g, x), x_view, None if z is None else like(z, x), mean, rstd, _affine(weight, x)
+
+
+def _general(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The derivative in g, x and weight by the differentiable reference, along tangents of all three gradients."""
+    g, x, weight, _, z, _, _ = ctx.saved_tensors
+    statistics, create_graph = ctx.statistics, torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [None if t is None else t.view_as(t) for t in (g, x, weight)]
+        inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        g2, x2, w2 = inputs
+        view = statistics.view
+        mean, rstd = reference.statistics(view(x2), statistics.groups, statistics.eps)
+        flat = None if w2 is None else w2.reshape(-1).to(accumulation_dtype(x.dtype))
+        z2 = None if z is None else view(z)
+        grads = reference.norm_act_backward(
+            view(g2), view(x2), z2, mean, rstd, flat, statistics.groups, ctx.slope, True
+        )
+        pairs = [
+            (grad, tangent.reshape(grad.shape))
+            for grad, tangent in zip(grads, tangents, strict=True)
+            if tangent is not None
+        ]
+    wanted = [t for i, t in enumerate(inputs) if t is not None and wants(ctx, i)]
+    found = iter(
+        torch.autograd.grad(
+            [grad for grad, _ in pairs],
+            wanted,
+            [tangent for _, tangent in pairs],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        if wanted
+        else ()
+    )
+    return tuple(next(found) if t is not None and wants(ctx, i) else None for i, t in enumerate(inputs))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a norm's result was made from; hangs on that tensor, so that it lives as long."""
+
+    version: int
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    rstd: Tensor
+    statistics: Statistics
+
+
+def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, forward: Forward, statistics: Statistics) -> Tensor:
+    y, mean, rstd = Norm.apply(x, weight, bias, forward, statistics)
+    y._gpkernels_source = _Source(y._version, x, weight, bias, mean, rstd, statistics)
+    return y
+
+
+def activated(y: Tensor, slope: float, act: Callable[..., Tensor], in_place: bool) -> Tensor | None:
+    """The activation of y fused with the norm whose result y is; None where y is something else."""
+    source = getattr(y, "_gpkernels_source", None)
+    if source is None or source.version != y._version:
+        return None
+    s = source
+    return NormActivation.apply(y, s.x, s.weight, s.bias, s.mean, s.rstd, s.statistics, slope, act, in_place)
+
+
+def batch_norm(
+    recording: Recording,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """The row of batch_norm. With running statistics it is an affine map, of plain torch."""
+    if not reroutable(input, weight, bias) or input.dim() < 2:
+        return NotImplemented
+    if not training:
+        return _affine_norm(input, running_mean, running_var, weight, bias, eps)
+    if input.numel() <= input.shape[1]:
+        return NotImplemented
+
+    def forward(x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_batch_norm(x, w, b, running_mean, running_var, True, momentum, eps)
+
+    return _apply(_dense(input), weight, bias, forward, Statistics(0, eps))
+
+
+def _affine_norm(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Any:
+    if mean is None or var is None or mean.requires_grad or var.requires_grad:
+        return NotImplemented
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = weight * scale
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+
+def instance_norm(
+    recording: Recording,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """The row of instance_norm, without running statistics."""
+    plain = running_mean is not None or running_var is not None or not use_input_stats
+    if plain or not reroutable(input, weight, bias) or input.dim() < 3 or input.shape[2:].numel() <= 1:
+        return NotImplemented
+    return _group_norm(input, input.shape[1], weight, bias, eps)
+
+
+def group_norm(
+    recording: Recording,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    """The row of group_norm."""
+    if not reroutable(input, weight, bias) or input.dim() < 2 or num_groups < 1 or input.shape[1] % num_groups:
+        return NotImplemented
+    if input.numel() == input.shape[0] * num_groups:
+        return NotImplemented
+    return _group_norm(input, num_groups, weight, bias, eps)
+
+
+def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2:].numel()
+    if torch.is_autocast_enabled(x.device.type):
+        return NotImplemented
+
+    def forward(x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, rstd = torch.native_group_norm(x, w, b, batch, channels, pixels, groups, eps)
+        return y.contiguous(memory_format=layout_of(x)), mean, rstd
+
+    return _apply(_dense(x), weight, bias, forward, Statistics(groups, eps))
+
+
+def layer_norm(
+    recording: Recording,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    """The row of layer_norm."""
+    shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+    if not reroutable(input, weight, bias) or list(input.shape[-len(shape) :]) != shape:
+        return NotImplemented
+    if torch.is_autocast_enabled(input.device.type):
+        return NotImplemented
+
+    def forward(x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(x, shape, w, b, eps)
+
+    return _apply(input, weight, bias, forward, Statistics(1, eps, input.shape[-len(shape) :].numel()))
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=layout_of(x))

@@ -1,0 +1,259 @@
+"""One backward for scores and penalty, where the critic allows it.
+
+Back-propagation is linear in its seed. For a critic whose samples do not meet and that is piecewise linear in x, the
+adjoint of any loss of the scores is, at every layer, s_b = dLoss/dscore_b times the adjoint g that the penalty's
+gradient in x already went through, and the second derivative sends nothing back along the forward. So loss and penalty
+need one sweep together: the tangents t of the penalty, with the weight gradient of t + s x against g (see `bilinear`).
+Parameters that enter elsewhere (a bias added by hand, a class embedding, the slopes of a PReLU) get the loss's share
+from an ordinary backward that goes no deeper than they lie.
+
+`share` walks the graph from the scores to x and takes this road only if every step is known to be of that kind. Any
+other critic keeps the graph that autograd made, in which the two still share the forward and one sweep back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpkernels.double_backward._nodes import Recording
+from gpkernels.double_backward.bilinear import Apply
+from gpkernels.double_backward.pointwise import Activate
+from gpkernels.double_backward.pooling import Pool
+
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
+
+def share(scores: Tensor, penalty: Tensor, entry: Any, recording: Recording, scale: Tensor | None) -> tuple[Any, ...]:
+    """(scores, penalty) with one backward for both if the critic allows it, else as they are.
+
+    `entry` is the node of x, `scale` the factor by which the adjoints of the recorded graph are too large.
+    """
+    found = None if recording.hooked or scores.numel() != len(scores) else parameters(scores, entry)
+    if found is None or not found[0]:
+        return scores, penalty
+    weights, others = found
+    graph = _Graph((scores, penalty), recording, scale, len(weights))
+    return _Shared.apply(graph, *weights, *others)
+
+
+@dataclass
+class _Graph:
+    """The recorded graph behind a pair of scores and penalty; the backward drops it as autograd drops its own.
+
+    Of the Function's parameters the first `count` are weights and biases of rows, which know what to do with seeds.
+    """
+
+    outputs: tuple[Tensor, Tensor] | None
+    recording: Recording
+    scale: Tensor | None
+    count: int
+
+
+class _Shared(torch.autograd.Function):
+    """(scores, penalty) as functions of the critic's parameters. Highest gradient order: any."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: _Graph, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*parameters)
+        ctx.graph = graph
+        assert graph.outputs is not None
+        scores, penalty = graph.outputs
+        return scores.detach(), penalty.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad_scores: Tensor | None, grad_penalty: Tensor | None) -> tuple[Any, ...]:
+        parameters, graph = ctx.saved_tensors, ctx.graph
+        if graph.outputs is None:
+            raise RuntimeError("Trying to backward through scores and penalty a second time: wanted retain_graph=True")
+        scores, penalty = graph.outputs
+        create_graph = torch.is_grad_enabled()
+        keep = create_graph or _keeps_graph()
+        if not keep:
+            graph.outputs = None
+        if grad_scores is None or grad_penalty is None or create_graph:
+            pairs = [(y, g) for y, g in ((scores, grad_scores), (penalty, grad_penalty)) if g is not None]
+            grads = _gradients(pairs, parameters, keep, create_graph)
+        else:
+            grads = _with_seeds(graph, scores, grad_scores, penalty, grad_penalty, parameters, keep)
+        return None, *grads
+
+
+def _with_seeds(
+    graph: _Graph,
+    scores: Tensor,
+    grad_scores: Tensor,
+    penalty: Tensor,
+    grad_penalty: Tensor,
+    parameters: tuple[Tensor, ...],
+    keep: bool,
+) -> list[Tensor | None]:
+    others = parameters[graph.count :]
+    from_scores = _gradients([(scores, grad_scores)], others, True) if others else []
+    recording, seeds = graph.recording, grad_scores.reshape(-1)
+    recording.seeds = seeds if graph.scale is None else seeds.to(graph.scale.dtype) / graph.scale
+    recording.weights_wanted = True
+    try:
+        # what feeds the other parameters in may be shared with the world outside this graph
+        grads = _gradients([(penalty, grad_penalty)], parameters, keep or bool(others))
+    finally:
+        recording.seeds, recording.weights_wanted = None, False
+    for i, grad in enumerate(from_scores, start=graph.count):
+        before = grads[i]
+        grads[i] = grad if before is None else before if grad is None else before + grad
+    return grads
+
+
+def _gradients(
+    pairs: list[tuple[Tensor, Tensor]], inputs: tuple[Tensor, ...], keep: bool, create_graph: bool = False
+) -> list[Tensor | None]:
+    if not pairs:
+        return [None] * len(inputs)
+    outputs, grads = zip(*pairs, strict=True)
+    found = torch.autograd.grad(outputs, inputs, grads, retain_graph=keep, create_graph=create_graph, allow_unused=True)
+    return list(found)
+
+
+def parameters(scores: Tensor, entry: Any) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The weights and biases of the rows between x and the scores, and the leaves that enter between them otherwise;
+    None where the reasoning above does not hold."""
+    batch = len(scores)
+    depends: dict[Any, bool] = {entry: True}
+    weights: dict[int, Tensor] = {}
+    of_weights: list[Any] = []
+    of_others: list[Any] = []
+    for node in _inputs_first([scores.grad_fn], entry):
+        edges = [n for n, _ in node.next_functions if n is not None]
+        on_path = [depends[n] for n in edges]
+        depends[node] = any(on_path)
+        if not depends[node]:
+            continue
+        if not node._input_metadata or tuple(node._input_metadata[0].shape[:1]) != (batch,):
+            return None
+        off_path = [n for n in edges if not depends[n]]
+        kind: Any = type(node)
+        if kind is Apply._backward_cls:
+            if not depends[node.next_functions[0][0]] or sum(on_path) != 1:
+                return None
+            _, w, b = node.saved_tensors
+            weights.update({id(p): p for p in (w, b) if p is not None and p.requires_grad})
+            of_weights += off_path
+        elif kind not in (Activate._backward_cls, Pool._backward_cls):
+            rule = _LINEAR.get(node.name())
+            if rule is None or not rule(node, on_path):
+                return None
+            of_others += off_path
+    if not depends[scores.grad_fn]:
+        return None
+    others, behind = _leaves(of_others, entry), _leaves(of_weights, entry)
+    hooked = any(p._backward_hooks for p in (*weights.values(), *others.values()))
+    if hooked or others.keys() & behind.keys():
+        return None
+    return list(weights.values()), list(others.values())
+
+
+def _leaves(roots: list[Any], entry: Any) -> dict[int, Tensor]:
+    variables = [node.variable for node in _inputs_first(roots, entry) if hasattr(node, "variable")]
+    return {id(variable): variable for variable in variables}
+
+
+def _inputs_first(roots: list[Any], entry: Any) -> list[Any]:
+    """The nodes of the graph of `roots`, but for `entry` and what lies behind it, each after all its inputs."""
+    order: list[Any] = []
+    seen = {entry}
+    stack = [(root, False) for root in roots]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((n, False) for n, _ in node.next_functions if n is not None)
+    return order
+
+
+def _keeps_batch(node: Any, on_path: list[bool]) -> bool:
+    """None of the dimensions that the node reduces, moves or indexes is the first."""
+    if hasattr(node, "_saved_dims"):
+        rank = len(node._saved_dims)
+        return _dimension(node._saved_dims[0], rank) == 0
+    sizes = getattr(node, "_saved_self_sym_sizes", node._input_metadata[0].shape)
+    dims: list[int] = []
+    for name in ("_saved_dim", "_saved_dim0", "_saved_dim1"):
+        value = getattr(node, name, ())
+        dims += [value] if isinstance(value, int) else list(value or ())
+    return bool(dims) and all(_dimension(d, len(sizes)) != 0 for d in dims)
+
+
+def _dimension(dim: int, rank: int) -> int:
+    if dim >= 2**63:  # a negative dimension, saved as an unsigned number
+        dim -= 2**64
+    return dim + rank if dim < 0 else dim
+
+
+def _anything(node: Any, on_path: list[bool]) -> bool:
+    return True
+
+
+def _one_factor(node: Any, on_path: list[bool]) -> bool:
+    """A product in which x is one factor only."""
+    return sum(on_path) == 1
+
+
+def _numerator(node: Any, on_path: list[bool]) -> bool:
+    return on_path[0] and sum(on_path) == 1 and node.next_functions[0][0] is not None
+
+
+_LINEAR: dict[str, Callable[[Any, list[bool]], bool]] = {
+    **dict.fromkeys(
+        (
+            "ViewBackward0",
+            "UnsafeViewBackward0",
+            "ReshapeAliasBackward0",
+            "AliasBackward0",
+            "CloneBackward0",
+            "ToCopyBackward0",
+            "SqueezeBackward0",
+            "AddBackward0",
+            "SubBackward0",
+            "NegBackward0",
+            "WhereBackward0",
+            "ConstantPadNdBackward0",
+            "ReflectionPad1DBackward0",
+            "ReflectionPad2DBackward0",
+            "ReplicationPad2DBackward0",
+            "UpsampleNearest1DBackward0",
+            "UpsampleNearest2DBackward0",
+            "UpsampleNearest3DBackward0",
+            "UpsampleLinear1DBackward0",
+            "UpsampleBilinear2DBackward0",
+            "UpsampleTrilinear3DBackward0",
+            "UpsampleBicubic2DBackward0",
+            "NativeDropoutBackward0",
+        ),
+        _anything,
+    ),
+    **dict.fromkeys(
+        (
+            "SqueezeBackward1",
+            "UnsqueezeBackward0",
+            "MeanBackward1",
+            "SumBackward1",
+            "CatBackward0",
+            "SelectBackward0",
+            "SliceBackward0",
+            "TransposeBackward0",
+            "PermuteBackward0",
+        ),
+        _keeps_batch,
+    ),
+    "MulBackward0": _one_factor,
+    "DivBackward0": _numerator,
+}
+"""Nodes of torch that are (piecewise) linear in x, sample by sample, each with what else must hold."""

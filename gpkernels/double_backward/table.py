@@ -1,0 +1,66 @@
+"""The table: which functions of torch are rerouted, by which row, and what becomes of their derivatives.
+
+A row is called as the torch function is, with the `Recording` first, and returns NotImplemented for a call that it
+leaves to plain torch. To add one: write the row beside its like (or a new pair of Functions, each of which names the
+derivatives of the other), add it here, and to `tests/test_double_backward.py`, which tries every row of this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gpkernels.double_backward import bilinear, norms, pointwise, pooling
+
+
+@dataclass(frozen=True)
+class Row:
+    """`curved`: whether the second derivative sends something back to the input; the rest is for readers."""
+
+    name: str
+    functions: tuple[Callable[..., Any], ...]
+    call: Callable[..., Any]
+    curved: bool
+    gain: str
+    plain: str
+
+
+_BILINEAR = "no zero stream, no unused weight gradient, weight gradients by the weight-gradient primitive"
+_FLAT = "no zero stream; the input is not kept"
+_NORM = "two fused kernels instead of some fifty; a (leaky) ReLU right after it is fused in"
+_BATCHED = "input without a batch dimension"
+
+ROWS = (
+    Row("conv1d", (F.conv1d,), bilinear.convolution(1), False, _BILINEAR, f"{_BATCHED}, padding='same' of even size"),
+    Row("conv2d", (F.conv2d,), bilinear.convolution(2), False, _BILINEAR, f"{_BATCHED}, padding='same' of even size"),
+    Row("conv3d", (F.conv3d,), bilinear.convolution(3), False, _BILINEAR, f"{_BATCHED}, padding='same' of even size"),
+    Row("conv_transpose1d", (F.conv_transpose1d,), bilinear.transposed_convolution(1), False, _BILINEAR, _BATCHED),
+    Row("conv_transpose2d", (F.conv_transpose2d,), bilinear.transposed_convolution(2), False, _BILINEAR, _BATCHED),
+    Row("conv_transpose3d", (F.conv_transpose3d,), bilinear.transposed_convolution(3), False, _BILINEAR, _BATCHED),
+    Row("linear", (F.linear,), bilinear.linear, False, _BILINEAR, "a vector as input or weight"),
+    Row("relu", (F.relu, torch.relu, torch.Tensor.relu), pointwise.relu, False, _FLAT, "in place on a view"),
+    Row("relu_", (F.relu_, torch.relu_, torch.Tensor.relu_), pointwise.relu_, False, _FLAT, "on a view"),
+    Row("leaky_relu", (F.leaky_relu,), pointwise.leaky_relu, False, _FLAT, "a negative slope, in place on a view"),
+    Row("relu6", (F.relu6,), pointwise.relu6, False, _FLAT, "in place on a view"),
+    Row("hardtanh", (F.hardtanh,), pointwise.hardtanh, False, _FLAT, "in place on a view"),
+    Row("prelu", (F.prelu, torch.prelu, torch.Tensor.prelu), pointwise.prelu, False, "no zero stream", ""),
+    Row("avg_pool1d", (F.avg_pool1d,), pooling.average1d, False, _FLAT, _BATCHED),
+    Row("avg_pool2d", (F.avg_pool2d,), pooling.average(2), False, _FLAT, _BATCHED),
+    Row("avg_pool3d", (F.avg_pool3d,), pooling.average(3), False, _FLAT, _BATCHED),
+    Row("adaptive_avg_pool1d", (F.adaptive_avg_pool1d,), pooling.adaptive_average1d, False, _FLAT, _BATCHED),
+    Row("adaptive_avg_pool2d", (F.adaptive_avg_pool2d,), pooling.adaptive_average(2), False, _FLAT, _BATCHED),
+    Row("adaptive_avg_pool3d", (F.adaptive_avg_pool3d,), pooling.adaptive_average(3), False, _FLAT, _BATCHED),
+    Row("max_pool1d", (F.max_pool1d, torch.max_pool1d), pooling.maximum1d, False, _FLAT, "return_indices=True"),
+    Row("max_pool2d", (F.max_pool2d, torch.max_pool2d), pooling.maximum(2), False, _FLAT, "return_indices=True"),
+    Row("max_pool3d", (F.max_pool3d, torch.max_pool3d), pooling.maximum(3), False, _FLAT, "return_indices=True"),
+    Row("batch_norm", (F.batch_norm,), norms.batch_norm, True, _NORM, "SyncBatchNorm"),
+    Row("instance_norm", (F.instance_norm,), norms.instance_norm, True, _NORM, "running statistics, autocast"),
+    Row("layer_norm", (F.layer_norm,), norms.layer_norm, True, _NORM, "autocast"),
+    Row("group_norm", (F.group_norm,), norms.group_norm, True, _NORM, "autocast"),
+)
+
+BY_FUNCTION = {function: row for row in ROWS for function in row.functions}
