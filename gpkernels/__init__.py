@@ -5,6 +5,7 @@ from gpkernels import ops as _ops  # noqa: F401  defines the schemas that the na
 from gpkernels._version import __version__
 from gpkernels.double_backward import fast_double_backward
 from gpkernels.functional import grad_norm, grad_norm_penalty, interpolate, perturb
+from gpkernels.graphs import graphed
 from gpkernels.nn import GradientPenalty
 from gpkernels.penalty import gradient_penalty, score_and_penalty
 from gpkernels.registry import BackendError, backend, why_not
@@ -20,6 +21,7 @@ __all__ = [
     "grad_norm",
     "grad_norm_penalty",
     "gradient_penalty",
+    "graphed",
     "interpolate",
     "perturb",
     "score_and_penalty",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -51,6 +52,7 @@ def make_measure(kind: Kind, weight: float, form: str | None, target: float, nor
     return Measure(weight, form, check_number("target", target, minimum=0), norm, axes)
 
 
+@double_backward.never_compiled
 def gradient_penalty(
     critic: Critic,
     real: Tensor | None,
@@ -115,6 +117,7 @@ def gradient_penalty(
     return value if call.create_graph else value.detach()
 
 
+@double_backward.never_compiled
 def score_and_penalty(
     critic: Critic,
     x: Tensor,
@@ -260,12 +263,18 @@ class _Call:
 
 
 def uncompiled(critic: Critic) -> Critic:
-    """The original of a torch.compile'd critic, with a warning the first time; any other critic unchanged."""
+    """The original of a torch.compile'd critic, any other critic unchanged; with a warning, the first time, for a
+    critic that is compiled or has a compiled module (which `double_backward` runs uncompiled)."""
     original = getattr(critic, "_orig_mod", None) or getattr(critic, "_torchdynamo_orig_callable", None)
-    if original is None:
-        return critic
-    warnings.warn(
-        "critic: a compiled critic has no second derivative, so the penalty runs its uncompiled original",
-        stacklevel=4,
-    )
-    return original
+    if original is not None or _has_compiled_module(critic):
+        warnings.warn(
+            "critic: a compiled critic has no second derivative, so the penalty runs its uncompiled original",
+            stacklevel=5,
+        )
+    return critic if original is None else original
+
+
+def _has_compiled_module(critic: Critic) -> bool:
+    if "torch._dynamo" not in sys.modules or not isinstance(critic, torch.nn.Module):
+        return False
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in critic.modules())

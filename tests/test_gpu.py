@@ -3,6 +3,7 @@
 import oracles
 import pytest
 import torch
+import zoo
 
 import gpkernels as gp
 from gpkernels import registry
@@ -107,3 +108,69 @@ def test_compiles_fullgraph_on_the_device(kernels, dtype):
     compiled = torch.compile(epilogue, fullgraph=True)
     results = [(f(x), *torch.autograd.grad(f(x), x)) for f in (epilogue, compiled)]
     torch.testing.assert_close(*results)
+
+
+def critic_step(critic, optimizer):
+    def step(real, fake):
+        optimizer.zero_grad(set_to_none=True)
+        scores, r1 = gp.score_and_penalty(critic, real, kind="r1")
+        loss = (critic(fake) - scores).mean() + r1 + gp.gradient_penalty(critic, real, fake)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_a_graphed_critic_step_is_the_step(kernels, norm):
+    """n calls are n steps: same losses and weights as without a graph, up to rounding, with the same random numbers."""
+    critics = [zoo.dcgan(norm).cuda() for _ in range(2)]
+    critics[1].load_state_dict(critics[0].state_dict())
+    batches = [[torch.randn(8, 3, 16, 16, device="cuda") for _ in range(2)] for _ in range(6)]
+    losses = []
+    for critic, wrap in zip(critics, (lambda step: step, lambda step: gp.graphed(step, warmup=2)), strict=True):
+        torch.manual_seed(0)
+        optimizer = torch.optim.Adam(critic.parameters(), lr=1e-4, capturable=True)
+        step = wrap(critic_step(critic, optimizer))
+        losses.append([step(*batch).item() for batch in batches])
+    assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-4)
+    for a, b in zip(*(c.parameters() for c in critics), strict=True):
+        assert oracles.relative_error(a.detach(), b.detach()) < 1e-2
+    assert losses[1] == pytest.approx(losses[0], rel=5e-2)
+
+
+def test_a_graphed_step_draws_fresh_numbers(kernels):
+    x = torch.zeros(16, 3, 8, 8, device="cuda")
+    draw = gp.graphed(lambda x: gp.interpolate(x, x + 1).flatten(1)[:, 0], warmup=1)
+    draws = [draw(x).clone() for _ in range(5)]
+    for i, a in enumerate(draws):
+        assert not any(torch.equal(a, b) for b in draws[:i])
+
+
+def test_a_graphed_step_refuses_other_shapes(kernels):
+    double = gp.graphed(lambda x: x * 2, warmup=1)
+    for _ in range(2):
+        double(torch.ones(3, device="cuda"))
+    with pytest.raises(ValueError, match=r"inputs\[0\]: wanted shape \(3,\), .* as at capture, got shape \(4,\)"):
+        double(torch.ones(4, device="cuda"))
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_the_zoo_on_the_device(kernels, name):
+    """The parameter gradients of scores and penalty on the GPU, in float64, against plain autograd there."""
+    critic, x, kwargs = zoo.make(name)
+    critic, x = critic.cuda().eval(), x.cuda()
+    kwargs = {key: value.cuda() for key, value in kwargs.items()}
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        y = x.clone().requires_grad_()
+        scores = critic(y, **kwargs)
+        (grad,) = torch.autograd.grad(scores.sum(), y, create_graph=True)
+        wanted = scores.square().sum() + 10 * oracles.penalty(grad, "two_sided", 1.0, "l2", "sample", "mean")
+        right = torch.autograd.grad(wanted, list(critic.parameters()), allow_unused=True)
+    scores, penalty = gp.score_and_penalty(critic, x, kind="r1", form="two_sided", critic_kwargs=kwargs)
+    got = torch.autograd.grad(scores.square().sum() + penalty, list(critic.parameters()), allow_unused=True)
+    total = sum(r.norm() ** 2 for r in right if r is not None) ** 0.5
+    for g, r in zip(got, right, strict=True):
+        g, r = (torch.zeros(()) if t is None else t for t in (g, r))
+        assert (g - r).norm() < 1e-10 * total

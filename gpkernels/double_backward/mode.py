@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -64,6 +65,29 @@ def fast_double_backward() -> Iterator[None]:
     """
     with _differentiable_kernels(), Rerouting():
         yield
+
+
+def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps torch.compile out of `function`: a graph break, and under fullgraph=True an error with the way out."""
+    reason = (
+        f"gpkernels.{function.__name__} differentiates the critic twice, which compiled code cannot: call it outside "
+        "the compiled function (the critic itself may be compiled; the penalty runs its original)"
+    )
+    disabled: Callable[..., Any] | None = None
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if disabled is None:
+            disabled = torch.compiler.disable(function, reason=reason)
+        return disabled(*args, **kwargs)
+
+    # what torch.compiler.disable sets; itself it would import the compiler here
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    call._torchdynamo_disable_msg = reason  # type: ignore[attr-defined]
+    return call
 
 
 @contextmanager
