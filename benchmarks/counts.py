@@ -1,0 +1,72 @@
+"""What a step asks of any device: calls, convolutions, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_FREE = {
+    "_reshape_alias",
+    "_unsafe_view",
+    "alias",
+    "as_strided",
+    "detach",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "expand",
+    "lift_fresh",
+    "new_empty",
+    "new_empty_strided",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "squeeze",
+    "t",
+    "transpose",
+    "unbind",
+    "unsqueeze",
+    "view",
+}
+"""Calls that only make views or reserve memory."""
+
+
+@dataclass
+class Counts:
+    ops: int = 0
+    convolutions: int = 0
+    bytes: int = 0
+
+
+class _Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counts()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2]
+        if name not in _FREE:
+            self.counts.ops += 1
+            touched = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+            self.counts.bytes += sum({t.data_ptr(): t.nbytes for t in touched if t.numel()}.values())
+            if name == "convolution":
+                self.counts.convolutions += 1
+            elif name == "convolution_backward":
+                self.counts.convolutions += sum(map(bool, args[-1][:2]))
+        return result
+
+
+def count(step: Callable[[], object]) -> Counts:
+    """The counts of one call of `step`."""
+    with _Counting() as mode:
+        step()
+    return mode.counts
