@@ -15,7 +15,7 @@ autograd already has.
 """
 
 from gpkernels.double_backward._nodes import Entry, Recording
-from gpkernels.double_backward.mode import fast_double_backward, never_compiled, rerouted
+from gpkernels.double_backward.mode import fast_double_backward, never_compiled, pays, rerouted
 from gpkernels.double_backward.sharing import share
 
-__all__ = ["Entry", "Recording", "fast_double_backward", "never_compiled", "rerouted", "share"]
+__all__ = ["Entry", "Recording", "fast_double_backward", "never_compiled", "pays", "rerouted", "share"]

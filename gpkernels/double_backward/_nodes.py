@@ -16,7 +16,8 @@ class Recording:
     `seeds`, of shape (B,), is set while `sharing` runs the backward of scores and penalty at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, active: bool = True) -> None:
+        self.active = active  # calls are rerouted
         self.seeds: Tensor | None = None
         self.weights_wanted = False  # every weight is an input of the running torch.autograd.grad
         self.hooked = False  # the critic put a hook on a tensor, which must see every gradient
@@ -30,23 +31,33 @@ def wants(ctx: Any, slot: int, recording: Recording | None = None) -> bool:
     """
     if not ctx.needs_input_grad[slot]:
         return False
-    node = ctx.next_functions[slot][0]
-    if node is None or getattr(node, "closed", False):
-        return False
     if recording is not None and recording.weights_wanted:
         return True
+    node: Any = ctx.next_functions[slot][0]
+    if isinstance(node, _ENTRY):
+        return not node.closed
     try:
         return _will_run(node)
     except RuntimeError:  # a leaf whose gradient torch.autograd.grad returns: the engine refuses the question
         return True
 
 
-class Entry(torch.autograd.Function):
+class Node(torch.autograd.Function):
+    """A Function without the care that `apply` takes of torch.func transforms, which `reroutable` has ruled out: that
+    care is a third of what a small critic's node costs."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+
+class Entry(Node):
     """The identity at x, before the critic. Once its node is `closed`, no gradient in x is computed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
+        ctx.closed = False
         return x.view_as(x)
 
     @staticmethod
@@ -54,29 +65,28 @@ class Entry(torch.autograd.Function):
         return grad_out
 
 
-def reroutable(*tensors: Tensor | None) -> bool:
-    """Whether the rows know these arguments: plain, dense, real floating-point tensors on one device, outside
-    torch.func transforms, the first of which carries a gradient."""
-    first = tensors[0]
-    if first is None or not first.requires_grad or torch._C._are_functorch_transforms_active():
+_ENTRY: Any = Entry._backward_cls
+
+
+def reroutable(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the rows know these arguments: plain, dense, real floating-point tensors, outside torch.func transforms;
+    and x carries a gradient."""
+    if not x.requires_grad or torch._C._are_functorch_transforms_active():
         return False
-    return all(
-        t is None
-        or (
-            type(t) in (Tensor, torch.nn.Parameter)
-            and t.dtype in _DTYPES
-            and t.layout == torch.strided
-            and t.device == first.device
-        )
-        for t in tensors
-    )
+    for t in (x, *others):
+        if t is not None and not (type(t) in _TYPES and t.dtype in _DTYPES and t.layout is torch.strided):
+            return False
+    return True
 
 
+_TYPES = (Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The arguments of an op that autocast runs in its lower precision, cast as autocast would."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):
         return tensors

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpkernels.double_backward._nodes import Recording, autocast, reroutable, wants
+from gpkernels.double_backward._nodes import Node, Recording, autocast, reroutable, wants
 
 aten = torch.ops.aten
 
@@ -78,7 +78,7 @@ class Linear:
         return g.reshape(-1, g.shape[-1]).sum(0)
 
 
-class Apply(torch.autograd.Function):
+class Apply(Node):
     """map.apply(x, w, b). Highest gradient order: any."""
 
     @staticmethod
@@ -95,14 +95,17 @@ class Apply(torch.autograd.Function):
         if g is None:
             return None, None, None, None, None
         x, w, b = ctx.saved_tensors
-        map, recording = ctx.map, ctx.recording
-        grad_x = ToInput.apply(g, w, b, x.detach(), map, recording) if wants(ctx, 0) else None
-        grad_w = ToWeight.apply(g, x, w.detach(), map) if wants(ctx, 1) else None
+        map, create_graph = ctx.map, torch.is_grad_enabled()
+        grad_x = grad_w = None
+        if wants(ctx, 0):
+            grad_x = ToInput.apply(g, w, b, x.detach(), map, ctx.recording) if create_graph else map.to_input(g, w, x)
+        if wants(ctx, 1):
+            grad_w = ToWeight.apply(g, x, w.detach(), map) if create_graph else map.to_weight(g, x, w)
         grad_b = map.to_bias(g) if wants(ctx, 2) else None
         return grad_x, grad_w, grad_b, None, None
 
 
-class ToInput(torch.autograd.Function):
+class ToInput(Node):
     """map.to_input(g, w): linear in g and in w. Highest gradient order: any.
 
     b is an argument so that its gradient is zeros, as autograd's own would be, instead of None.
@@ -124,17 +127,19 @@ class ToInput(torch.autograd.Function):
         g, w, b, x = ctx.saved_tensors
         map, recording = ctx.map, ctx.recording
         seeds = None if recording is None else recording.seeds
-        grad_g = Apply.apply(t, w, None, map, None) if wants(ctx, 0) else None
-        grad_w = grad_b = None
+        create_graph = torch.is_grad_enabled()
+        grad_g = grad_w = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_g = Apply.apply(t, w, None, map, None) if create_graph else map.apply(t, w, None)
         if wants(ctx, 1, recording):
             stream = t if seeds is None else torch.addcmul(t, _column(seeds, x), x)
-            grad_w = ToWeight.apply(g, stream, w.detach(), map)
+            grad_w = ToWeight.apply(g, stream, w.detach(), map) if create_graph else map.to_weight(g, stream, w)
         if wants(ctx, 2, recording):
             grad_b = torch.zeros_like(b) if seeds is None else map.to_bias(_column(seeds, g) * g)
         return grad_g, grad_w, grad_b, None, None, None
 
 
-class ToWeight(torch.autograd.Function):
+class ToWeight(Node):
     """map.to_weight(g, x): linear in g and in x. Highest gradient order: any."""
 
     @staticmethod

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gpkernels.double_backward._nodes import Recording
@@ -63,7 +63,7 @@ def fast_double_backward() -> Iterator[None]:
     derivative. A parameter whose gradient is zero for want of a path may get
     None instead of zeros. Highest gradient order: as without it.
     """
-    with _differentiable_kernels(), Rerouting():
+    with rerouted(True):
         yield
 
 
@@ -90,21 +90,36 @@ def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@contextmanager
-def rerouted(active: bool) -> Iterator[Recording]:
-    """fast_double_backward for the package's own penalties."""
-    if not active:
-        with _differentiable_kernels():
-            yield Recording()
-        return
-    with _differentiable_kernels(), Rerouting() as mode:
-        yield mode.recording
+SMALL = 2**21
+"""Multiplications of a pass below which a critic is small: its Functions, some 0.3 ms in Python, cost more than they
+save."""
 
 
-@contextmanager
-def _differentiable_kernels() -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+def pays(critic: Callable[..., Any], x: Tensor) -> bool:
+    """Whether to reroute for this critic at x, of shape (B, ...). True where its size is not plain to see."""
+    if x.numel() >= SMALL >> 7 or not isinstance(critic, torch.nn.Module):
+        return True
+    return len(x) * sum(p.numel() for p in critic.parameters()) >= SMALL
+
+
+class rerouted:
+    """fast_double_backward for the package's own penalties: `with rerouted(create_graph) as recording`."""
+
+    def __init__(self, active: bool) -> None:
+        self.mode = Rerouting() if active else None
+        self.stance: Any = None
+
+    def __enter__(self) -> Recording:
         if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
+            self.stance = torch.compiler.set_stance("force_eager")
+            self.stance.__enter__()
+        if self.mode is None:
+            return Recording(active=False)
+        self.mode.__enter__()
+        return self.mode.recording
+
+    def __exit__(self, *error: Any) -> None:
+        if self.mode is not None:
+            self.mode.__exit__(*error)
+        if self.stance is not None:
+            self.stance.__exit__(*error)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gpkernels import registry
-from gpkernels.double_backward._nodes import Recording, reroutable, wants
+from gpkernels.double_backward._nodes import Node, Recording, reroutable, wants
 from gpkernels.ops._layout import accumulation_dtype, layout_of
 from gpkernels.ops.norm_act import reference
 
@@ -48,7 +48,7 @@ def _affine(value: Tensor | None, x: Tensor) -> Tensor | None:
     return None if value is None else value.detach().reshape(-1).to(accumulation_dtype(x.dtype))
 
 
-class Norm(torch.autograd.Function):
+class Norm(Node):
     """forward(x, weight, bias) -> (y, mean, rstd), the last two without gradient. Highest gradient order: any."""
 
     @staticmethod
@@ -69,7 +69,7 @@ class Norm(torch.autograd.Function):
         return *_backward(ctx, g), None, None
 
 
-class NormActivation(torch.autograd.Function):
+class NormActivation(Node):
     """act(y), for y the result of a Norm of x. Highest gradient order: any, in x, weight and bias."""
 
     @staticmethod
@@ -114,7 +114,7 @@ def _backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None,
     )
 
 
-class NormBackward(torch.autograd.Function):
+class NormBackward(Node):
     """norm_act_backward: gradients in x, weight and bias. Highest gradient order: any, in g, x and weight.
 
     bias is an argument so that its gradient is zeros, as autograd's own would be, instead of None.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpkernels.double_backward import norms
-from gpkernels.double_backward._nodes import Recording, reroutable
+from gpkernels.double_backward._nodes import Node, Recording, reroutable
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ class Clip:
         return aten.hardtanh_backward(g, y, self.low, self.high)
 
 
-class Activate(torch.autograd.Function):
+class Activate(Node):
     """act.apply(x). Highest gradient order: any."""
 
     @staticmethod
@@ -70,10 +70,11 @@ class Activate(torch.autograd.Function):
         if g is None:
             return None, None, None
         (y,) = ctx.saved_tensors
-        return Slope.apply(g, y.detach(), ctx.act), None, None
+        act = ctx.act
+        return (Slope.apply(g, y.detach(), act) if torch.is_grad_enabled() else act.adjoint(g, y)), None, None
 
 
-class Slope(torch.autograd.Function):
+class Slope(Node):
     """act' g, linear in g. Highest gradient order: any."""
 
     @staticmethod
@@ -88,7 +89,8 @@ class Slope(torch.autograd.Function):
         if t is None:
             return None, None, None
         (y,) = ctx.saved_tensors
-        return Slope.apply(t, y, ctx.act), None, None
+        act = ctx.act
+        return (Slope.apply(t, y, act) if torch.is_grad_enabled() else act.adjoint(t, y)), None, None
 
 
 def _activate(act: Leaky | Clip, x: Tensor, in_place: bool) -> Any:

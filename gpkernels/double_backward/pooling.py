@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gpkernels.double_backward._nodes import Recording, reroutable
+from gpkernels.double_backward._nodes import Node, Recording, reroutable
 from gpkernels.ops._layout import layout_of
 
 aten = torch.ops.aten
@@ -58,7 +58,7 @@ class Maximum:
         return self.backward(g, like, *self.options, indices)
 
 
-class Pool(torch.autograd.Function):
+class Pool(Node):
     """P x. `y` is given where the forward has been computed with the indices. Highest gradient order: any."""
 
     @staticmethod
@@ -76,7 +76,7 @@ class Pool(torch.autograd.Function):
         return Unpool.apply(g, ctx.pool, indices, ctx.shape, ctx.layout), None, None, None
 
 
-class Unpool(torch.autograd.Function):
+class Unpool(Node):
     """P^T g. Highest gradient order: any."""
 
     @staticmethod

@@ -33,7 +33,9 @@ def share(scores: Tensor, penalty: Tensor, entry: Any, recording: Recording, sca
 
     `entry` is the node of x, `scale` the factor by which the adjoints of the recorded graph are too large.
     """
-    found = None if recording.hooked or scores.numel() != len(scores) else parameters(scores, entry)
+    if not recording.active or recording.hooked or scores.numel() != len(scores):
+        return scores, penalty
+    found = parameters(scores, entry)
     if found is None or not found[0]:
         return scores, penalty
     weights, others = found

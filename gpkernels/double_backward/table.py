@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gpkernels.double_backward import bilinear, norms, pointwise, pooling
+from gpkernels.double_backward import attention, bilinear, norms, pointwise, pooling
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,22 @@ ROWS = (
     Row("instance_norm", (F.instance_norm,), norms.instance_norm, True, _NORM, "running statistics, autocast"),
     Row("layer_norm", (F.layer_norm,), norms.layer_norm, True, _NORM, "autocast"),
     Row("group_norm", (F.group_norm,), norms.group_norm, True, _NORM, "autocast"),
+    Row(
+        "scaled_dot_product_attention",
+        (F.scaled_dot_product_attention,),
+        attention.by_math(F.scaled_dot_product_attention),
+        True,
+        "has a second derivative at all: the math kernel instead of a fused one",
+        "",
+    ),
+    Row(
+        "multi_head_attention_forward",
+        (F.multi_head_attention_forward,),
+        attention.by_math(F.multi_head_attention_forward),
+        True,
+        "has a second derivative at all: the math kernel instead of a fused one",
+        "",
+    ),
 )
 
 BY_FUNCTION = {function: row for row in ROWS for function in row.functions}
