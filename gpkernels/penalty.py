@@ -233,7 +233,7 @@ class _Call:
     def differentiate(self, x: Tensor, create_graph: bool) -> _Trace:
         """The scores at x and the gradient of each sample's in x; with create_graph both can be differentiated on."""
         x = Entry.apply(x.detach().requires_grad_())
-        with double_backward.rerouted(create_graph and double_backward.pays(self.critic, x)) as recording:
+        with double_backward.rerouted(create_graph, double_backward.pays(self.critic, x)) as recording:
             scores = self.scores(x)
         scale = self.loss_scale(scores.device)
         grad = self._input_gradient(scores, x, scale, create_graph)

@@ -13,23 +13,25 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gpkernels.double_backward._nodes import Recording
-from gpkernels.double_backward.table import BY_FUNCTION
+from gpkernels.double_backward.table import BY_FUNCTION, NEEDED
 
 _HOOKS = frozenset((torch.Tensor.register_hook,))
 
 
 class Rerouting(TorchFunctionMode):
-    """Sees every call of torch in its block, on this thread; reroutes those the table knows, with gradients on."""
+    """Sees every call of torch in its block, on this thread; reroutes those the table knows, with gradients on. Unless
+    it pays, only those that have no second derivative otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, pays: bool = True) -> None:
         super().__init__()
-        self.recording = Recording()
+        self.recording = Recording(pays)
+        self.rows = BY_FUNCTION if pays else NEEDED
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        row = BY_FUNCTION.get(func)
+        row = self.rows.get(func)
         if row is not None and torch.is_grad_enabled() and not _under_checkpoint():
             result = row.call(self.recording, *args, **kwargs)
             if result is not NotImplemented:
@@ -103,10 +105,10 @@ def pays(critic: Callable[..., Any], x: Tensor) -> bool:
 
 
 class rerouted:
-    """fast_double_backward for the package's own penalties: `with rerouted(create_graph) as recording`."""
+    """fast_double_backward for the package's own penalties: `with rerouted(create_graph, pays) as recording`."""
 
-    def __init__(self, active: bool) -> None:
-        self.mode = Rerouting() if active else None
+    def __init__(self, create_graph: bool, pays: bool = True) -> None:
+        self.mode = Rerouting(pays) if create_graph else None
         self.stance: Any = None
 
     def __enter__(self) -> Recording:

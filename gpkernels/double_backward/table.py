@@ -19,7 +19,8 @@ from gpkernels.double_backward import attention, bilinear, norms, pointwise, poo
 
 @dataclass(frozen=True)
 class Row:
-    """`curved`: whether the second derivative sends something back to the input; the rest is for readers."""
+    """`curved`: whether the second derivative sends something back to the input. `needed`: torch's own function has no
+    second derivative. The rest is for readers."""
 
     name: str
     functions: tuple[Callable[..., Any], ...]
@@ -27,11 +28,14 @@ class Row:
     curved: bool
     gain: str
     plain: str
+    needed: bool = False
 
 
 _BILINEAR = "no zero stream, no unused weight gradient, weight gradients by the weight-gradient primitive"
 _FLAT = "no zero stream; the input is not kept"
 _NORM = "two fused kernels instead of some fifty; a (leaky) ReLU right after it is fused in"
+_MATH = "has a second derivative at all: the math kernel instead of a fused one"
+_SDPA, _MHA = F.scaled_dot_product_attention, F.multi_head_attention_forward
 _BATCHED = "input without a batch dimension"
 
 ROWS = (
@@ -61,22 +65,9 @@ ROWS = (
     Row("instance_norm", (F.instance_norm,), norms.instance_norm, True, _NORM, "running statistics, autocast"),
     Row("layer_norm", (F.layer_norm,), norms.layer_norm, True, _NORM, "autocast"),
     Row("group_norm", (F.group_norm,), norms.group_norm, True, _NORM, "autocast"),
-    Row(
-        "scaled_dot_product_attention",
-        (F.scaled_dot_product_attention,),
-        attention.by_math(F.scaled_dot_product_attention),
-        True,
-        "has a second derivative at all: the math kernel instead of a fused one",
-        "",
-    ),
-    Row(
-        "multi_head_attention_forward",
-        (F.multi_head_attention_forward,),
-        attention.by_math(F.multi_head_attention_forward),
-        True,
-        "has a second derivative at all: the math kernel instead of a fused one",
-        "",
-    ),
+    Row("scaled_dot_product_attention", (_SDPA,), attention.by_math(_SDPA), True, _MATH, "", needed=True),
+    Row("multi_head_attention_forward", (_MHA,), attention.by_math(_MHA), True, _MATH, "", needed=True),
 )
 
 BY_FUNCTION = {function: row for row in ROWS for function in row.functions}
+NEEDED = {function: row for function, row in BY_FUNCTION.items() if row.needed}
