@@ -16,8 +16,6 @@ import torch
 from benchmarks import cases, timing
 from benchmarks.machine import machine
 
-SHAPES = ((64, 3, 64, 64), (64, 3, 256, 256))
-
 
 def agrees(case: cases.Case, x: torch.Tensor) -> bool:
     for got, wanted in case.agree(x):
@@ -86,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the rows to this CSV file")
     options = parser.parse_args()
     device = torch.device(options.device)
-    rounds, shapes = (5, SHAPES[:1]) if options.quick else (options.rounds, SHAPES)
+    rounds, shapes = (5, cases.SHAPES[:1]) if options.quick else (options.rounds, cases.SHAPES)
     rows = [row for shape in shapes for case in cases.CASES for row in run_case(case, shape, device, rounds)]
     rows += run_overhead(device, rounds)
     about = machine(device)

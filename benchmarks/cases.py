@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,22 +16,43 @@ from torch import Tensor
 import gpkernels as gp
 from gpkernels import registry
 
+SHAPES = ((64, 3, 64, 64), (64, 3, 256, 256))
+
 Variant = Callable[[], object]
+
+
+class Cost(NamedTuple):
+    """What a variant asks of a GPU: tensors of the size of x that its kernels read and write, and their launches.
+
+    Of gpkernels it is the Triton backend, with the launches that torch adds for seeds and upstream gradients.
+    """
+
+    passes: int
+    launches: int
 
 
 @dataclass(frozen=True)
 class Case:
-    """`make(x)` gives the variants for an input x of shape (B, C, H, W); `passes` over x are the bytes' lower bound.
+    """`make(x)` gives the variants for an input x of shape (B, C, H, W), and `costs` what each is expected to cost.
 
     `agree` gives pairs of tensors that must be equal up to `tolerance`, relative, before any time counts.
     """
 
     name: str
     op: str
-    passes: int
+    costs: dict[str, Cost]
     make: Callable[[Tensor], dict[str, Variant]]
     agree: Callable[[Tensor], list[tuple[Tensor, Tensor]]]
     tolerance: float = 1e-5
+
+    @property
+    def passes(self) -> int:
+        """The least that the computation can move: what one fused pass in each direction does."""
+        return self.costs["gpkernels"].passes
+
+
+def _costs(snippet: tuple[int, int], best: tuple[int, int], gpkernels: tuple[int, int]) -> dict[str, Cost]:
+    return {"snippet": Cost(*snippet), "best": Cost(*best), "gpkernels": Cost(*gpkernels)}
 
 
 def _column(eps: Tensor, x: Tensor) -> Tensor:
@@ -157,41 +179,59 @@ def _reference_agrees(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], li
 
 
 CASES = (
-    Case("interpolate, eps given", "interpolate", 3, _eps_given, _variants_agree(_eps_given)),
-    Case("interpolate, eps drawn", "interpolate", 3, _eps_drawn, _reference_agrees(lambda x: gp.interpolate(x, -x))),
+    Case(
+        "interpolate, eps given",
+        "interpolate",
+        _costs((7, 4), (3, 1), (3, 1)),
+        _eps_given,
+        _variants_agree(_eps_given),
+    ),
+    Case(
+        "interpolate, eps drawn",
+        "interpolate",
+        _costs((7, 5), (3, 2), (3, 2)),
+        _eps_drawn,
+        _reference_agrees(lambda x: gp.interpolate(x, -x)),
+    ),
     Case(
         "interpolate, eps per element",
         "interpolate",
-        3,
+        _costs((12, 5), (5, 2), (3, 2)),
         _eps_per_element,
         _reference_agrees(lambda x: gp.interpolate(x, -x, per_element=True)),
     ),
-    Case("perturb, normal", "perturb", 2, _noise_normal, _reference_agrees(lambda x: gp.perturb(x, scale=0.5))),
+    Case(
+        "perturb, normal",
+        "perturb",
+        _costs((6, 3), (6, 3), (2, 2)),
+        _noise_normal,
+        _reference_agrees(lambda x: gp.perturb(x, scale=0.5)),
+    ),
     Case(
         "perturb, DRAGAN",
         "perturb",
-        3,
+        _costs((11, 7), (7, 4), (3, 3)),
         _noise_dragan,
         _reference_agrees(lambda x: gp.perturb(x, scale=0.5, noise="uniform", relative=True)),
     ),
     Case(
         "penalty per sample, forward + backward",
         "grad_norm_penalty",
-        3,
+        _costs((7, 13), (7, 13), (3, 4)),
         _penalty("sample"),
         _variants_agree(_penalty("sample")),
     ),
     Case(
         "penalty per pixel, forward + backward",
         "grad_norm_penalty",
-        3,
+        _costs((13, 13), (13, 13), (3, 4)),
         _penalty("pixel"),
         _variants_agree(_penalty("pixel")),
     ),
     Case(
         "penalty per sample, double backward",
         "grad_norm_penalty",
-        5,
+        _costs((29, 21), (29, 21), (5, 3)),
         _double_backward,
         _variants_agree(_double_backward),
         1e-4,

@@ -48,11 +48,11 @@ part_bench() {
   local name
   name=$("$python" -c 'import datetime, torch; print(datetime.date.today(), torch.cuda.get_device_name().replace(" ", "-")
     if torch.cuda.is_available() else "cpu", sep="-")')
-  if [ "$dry" = 1 ]; then
-    "$python" -m benchmarks --quick --out "$out/$name.csv"
-  else
-    "$python" -m benchmarks --device cuda --out "$out/$name.csv"
-  fi
+  local how=(--device cuda)
+  [ "$dry" = 1 ] && how=(--quick)
+  "$python" -m benchmarks "${how[@]}" --out "$out/$name.csv" &&
+    "$python" -m benchmarks.roofline "$out/$name.csv" --out "$out/$name.png" &&
+    "$python" -m benchmarks.predictions >"$out/predictions.md"
 }
 
 for part in "${parts[@]}"; do

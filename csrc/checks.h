@@ -19,24 +19,26 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline bool same_layout(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != b.size(d)) return false;
-    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  const auto sizes = a.sizes(), strides = a.strides(), other_sizes = b.sizes(), other_strides = b.strides();
+  if (sizes.size() != other_sizes.size()) return false;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != other_sizes[d]) return false;
+    if (sizes[d] > 1 && strides[d] != other_strides[d]) return false;
   }
   return true;
 }
 
 // True when a size-B leading dimension steps over blocks of dense memory in (channels, spatial) order.
 inline bool is_channels_last(const Tensor& x) {
-  if (x.dim() < 3) return false;
-  int64_t expected = x.size(1);
-  if (x.size(1) > 1 && x.stride(1) != 1) return false;
-  for (int64_t d = x.dim() - 1; d >= 2; --d) {
-    if (x.size(d) > 1 && x.stride(d) != expected) return false;
-    expected *= x.size(d);
+  const auto sizes = x.sizes(), strides = x.strides();
+  if (sizes.size() < 3) return false;
+  int64_t expected = sizes[1];
+  if (sizes[1] > 1 && strides[1] != 1) return false;
+  for (size_t d = sizes.size() - 1; d >= 2; --d) {
+    if (sizes[d] > 1 && strides[d] != expected) return false;
+    expected *= sizes[d];
   }
-  return x.size(0) <= 1 || x.stride(0) == expected;
+  return sizes[0] <= 1 || strides[0] == expected;
 }
 
 inline const char* device_name(DeviceType device) {

@@ -12,9 +12,8 @@ from gpkernels import _native
 NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def under_transform() -> bool:
-    """True inside torch.func transforms (grad, vmap, ...), which see through plain torch code only."""
-    return torch._C._are_functorch_transforms_active()
+under_transform = torch._C._are_functorch_transforms_active
+"""True inside torch.func transforms (grad, vmap, ...), which see through plain torch code only."""
 
 
 def always(tensor: torch.Tensor, **options: Any) -> tuple[bool, str]:

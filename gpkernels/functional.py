@@ -58,7 +58,7 @@ def interpolate(
     real, fake = real.contiguous(memory_format=layout), fake.contiguous(memory_format=layout)
     if under_transform():
         return impl.forward(real, fake, eps, seed, per_element)
-    return Interpolate.apply(real, fake, eps, seed, per_element, layout, impl)
+    return Interpolate.apply(real, fake, eps, seed, (per_element, layout, impl))
 
 
 def _checked_eps(eps: Tensor, real: Tensor, per_element: bool) -> Tensor:
@@ -72,7 +72,10 @@ def _checked_eps(eps: Tensor, real: Tensor, per_element: bool) -> Tensor:
         raise fail("eps", f"the device of real, {real.device}", eps.device)
     if eps.requires_grad:
         raise fail("eps", "a constant", "a tensor that requires grad")
-    return eps.reshape(-1).to(accumulation_dtype(real.dtype)).contiguous()
+    if eps.dim() > 1:
+        eps = eps.reshape(-1)
+    dtype = accumulation_dtype(real.dtype)
+    return (eps if eps.dtype == dtype else eps.to(dtype)).contiguous()
 
 
 def perturb(
@@ -110,7 +113,7 @@ def perturb(
     sigma = std(real) if relative else None
     if under_transform():
         return impl.forward(real, sigma, scale, NOISES.index(noise), seed)
-    return Perturb.apply(real, sigma, scale, NOISES.index(noise), seed, layout, impl)
+    return Perturb.apply(real, sigma, seed, (scale, NOISES.index(noise), layout, impl))
 
 
 def grad_norm(grad: Tensor, *, norm: str = "l2", axes: str = "sample") -> Tensor:
@@ -166,10 +169,11 @@ def grad_norm_penalty(
     if axes == "pixel" and grad.dim() < 2:
         raise fail("grad", "at least 2 dimensions for axes='pixel'", f"shape {tuple(grad.shape)}")
     impl = registry.choose("grad_norm_penalty", grad, form=options[0])
-    grad = grad.contiguous(memory_format=layout_of(grad))
+    if not grad.is_contiguous():
+        grad = grad.contiguous(memory_format=layout_of(grad))
     if under_transform():
         return impl.forward(grad, *options)[0]
-    return GradNormPenalty.apply(grad, options, impl)
+    return GradNormPenalty.apply(grad, (options, impl))
 
 
 @functools.lru_cache(maxsize=128)

@@ -96,7 +96,7 @@ def choose(op: str, tensor: torch.Tensor, **options: Any) -> Implementation:
     """
     if _requested or _support.under_transform() or torch.compiler.is_compiling():
         return _choose(op, tensor, options)
-    key = (op, tensor.device.type, tensor.dtype, *options.values())
+    key = (op, tensor.device, tensor.dtype, *options.values())
     row = _chosen.get(key)
     if row is None:
         row = _chosen[key] = _choose(op, tensor, options)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gpkernels as gp
+from benchmarks import readme
 from gpkernels import cli, registry
 
 ROOT = Path(__file__).parent.parent
@@ -48,9 +49,8 @@ def code_blocks(language):
 
 def test_table_names_every_public_function():
     assert [name for name, _, _ in ROWS] == list(OPS)
-    assert {name for name in gp.__all__ if name.islower() and not name.startswith("_")} - {"backend", "why_not"} <= set(
-        OPS
-    )
+    helpers = {"backend", "why_not", "fast_double_backward", "graphed"}
+    assert {name for name in gp.__all__ if name.islower() and not name.startswith("_")} - helpers <= set(OPS)
 
 
 @pytest.mark.parametrize(("name", "backends", "order"), ROWS, ids=[row[0] for row in ROWS])
@@ -116,10 +116,13 @@ def test_before_and_after_agree():
 
 
 def test_penalty_examples_run():
-    exec(
-        code_blocks("python")[2],
-        {"gp": gp, "critic": critics.conv(), "real": critics.images(), "fake": critics.images()},
-    )
+    for snippet in code_blocks("python")[2:]:
+        critic, real, fake = critics.conv(), critics.images(), critics.images()
+        exec(snippet, {"torch": torch, "gp": gp, "critic": critic, "real": real, "fake": fake})
+
+
+def test_numbers_are_those_of_the_result_files():
+    assert readme.with_tables(README) == README, "run python -m benchmarks.readme"
 
 
 def test_commands_and_files_exist():

@@ -1,37 +1,38 @@
-// Uninitialised CPU tensors for results. The stable ABI's own empty_like and new_empty look their op up by name and box
-// its arguments at every call, about 1 us; this shim function goes straight to the allocator.
+// Uninitialised CPU tensors for the results of an op. The stable ABI's own empty_like and new_empty look their op up by
+// name and box its arguments at every call; these go to the allocator.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "../checks.h"
+
 namespace gpkernels::cpu {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using torch::headeronly::IntHeaderOnlyArrayRef;
 
-inline Tensor empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+inline Tensor new_result(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype) {
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  code, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
-// Like a dense tensor: its shape, strides and dtype.
-inline Tensor empty_like(const Tensor& x) {
-  int32_t dtype = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
-  return empty_strided(x.dim(), x.sizes().data(), x.strides().data(), dtype);
+// Contiguous.
+inline Tensor new_result(IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
+  return new_result(sizes, strides, dtype);
 }
 
-// Contiguous.
-inline Tensor empty(const int64_t* sizes, int64_t dim, ScalarType dtype) {
-  std::vector<int64_t> strides(dim);
-  ...
+// The shape, strides and dtype of `x`, which is dense.
+inline Tensor new_result_like(const Tensor& x) {
+  return new_result(x.sizes(), x.strides(), x.scalar_type());
 }
 
 }  // namespace gpkernels::cpu

@@ -2,6 +2,7 @@
 // (csrc/penalty_derivatives.h has the formulas).
 #include "../checks.h"
 #include "../group_shapes.h"
+#include "empty.h"
 #include "groups.h"
 #include "kernels.h"
 #include "phi_run.h"
@@ -126,12 +127,10 @@ std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, d
                                              int64_t axes, int64_t reduction) {
   const Call call(grad, form, target, norm, axes, reduction);
   const ScalarType dtype = accumulation_dtype(grad);
-  const std::vector<int64_t> shape = groups_shape(grad, call.axes);
-  const std::vector<int64_t> value_shape = call.reduction == Reduction::none ? shape : std::vector<int64_t>{};
-  std::vector<int64_t> saved_shape{call.saved_rows()};
-  saved_shape.insert(saved_shape.end(), shape.begin(), shape.end());
-  Tensor saved = torch::stable::new_empty(grad, saved_shape, dtype);
-  Tensor value = torch::stable::new_empty(grad, value_shape, dtype);
+  std::vector<int64_t> shape = groups_shape(grad, call.axes);
+  Tensor value = call.reduction == Reduction::none ? new_result(shape, dtype) : new_result({}, dtype);
+  shape.insert(shape.begin(), call.saved_rows());
+  Tensor saved = new_result(shape, dtype);
   dispatch_floating("grad_norm_penalty", grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
@@ -167,7 +166,7 @@ Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, co
                                   double target, int64_t norm, int64_t axes, int64_t reduction) {
   const Call call(grad, form, target, norm, axes, reduction);
   call.check_saved(grad, grad_out, saved);
-  Tensor grad_grad = torch::stable::empty_like(grad);
+  Tensor grad_grad = new_result_like(grad);
   dispatch_floating("grad_norm_penalty_backward", grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
@@ -198,8 +197,8 @@ std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_
   const Call call(grad, form, target, norm, axes, reduction);
   call.check_saved(grad, grad_out, saved);
   check_like("grad_grad", grad_grad, "grad", grad);
-  Tensor out_grad = torch::stable::empty_like(grad);
-  Tensor out_grad_out = torch::stable::empty_like(grad_out);
+  Tensor out_grad = new_result_like(grad);
+  Tensor out_grad_out = new_result_like(grad_out);
   dispatch_floating("grad_norm_penalty_double_backward", grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;

@@ -1,6 +1,7 @@
 // interpolate: out = eps real + (1 - eps) fake  (Gulrajani et al. 2017, Algorithm 1, line 6), and its
 // adjoint.
 #include "../checks.h"
+#include "empty.h"
 #include "kernels.h"
 #include "random.h"
 #include "simd.h"
@@ -73,7 +74,7 @@ Tensor interpolate(const Tensor& real, const Tensor& fake, const std::optional<T
   check_dense("real", real);
   check_like("fake", fake, "real", real);
   const EpsSource source = eps_source(real, eps, seed, per_element);
-  Tensor out = torch::stable::empty_like(real);
+  Tensor out = new_result_like(real);
   dispatch_floating("interpolate", real.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     const T* r = static_cast<const T*>(real.const_data_ptr());
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor> interpolate_backward(const Tensor& grad_out, const st
   check_dense("grad_out", grad_out);
   const EpsSource source = eps_source(grad_out, eps, seed, per_element);
   auto output = [&](bool wanted) {
-    return wanted ? torch::stable::empty_like(grad_out) : torch::stable::new_empty(grad_out, {0});
+    return wanted ? new_result_like(grad_out) : new_result({0}, grad_out.scalar_type());
   };
   Tensor grad_real = output(need_real), grad_fake = output(need_fake);
   dispatch_floating("interpolate_backward", grad_out.scalar_type(), [&](auto tag) {

@@ -1,5 +1,6 @@
 // perturb: out = real + scale sigma noise  (Kodali et al. 2017, section 2.3), and its adjoint in sigma.
 #include "../checks.h"
+#include "empty.h"
 #include "kernels.h"
 #include "random.h"
 #include "simd.h"
@@ -34,7 +35,7 @@ Tensor perturb(const Tensor& real, const std::optional<Tensor>& sigma, double sc
   const Fill fill = fill_of(checked_enum<Noise>("noise", noise));
   const Seed words = read_seed(seed);
   if (sigma.has_value()) check_vector("sigma", *sigma, 1, accumulation_dtype(real));
-  Tensor out = torch::stable::empty_like(real);
+  Tensor out = new_result_like(real);
   dispatch_floating("perturb", real.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
@@ -54,7 +55,7 @@ Tensor perturb_backward(const Tensor& grad_out, double scale, int64_t noise, con
   check_dense("grad_out", grad_out);
   const Fill fill = fill_of(checked_enum<Noise>("noise", noise));
   const Seed words = read_seed(seed);
-  Tensor grad_sigma = torch::stable::new_empty(grad_out, {}, accumulation_dtype(grad_out));
+  Tensor grad_sigma = new_result({}, accumulation_dtype(grad_out));
   dispatch_floating("perturb_backward", grad_out.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;

@@ -21,42 +21,45 @@ from gpkernels.registry import Implementation
 Options = tuple[int, float, int, int, int]
 """form, target, norm, axes, reduction: the raw ops' last arguments."""
 
+Call = tuple[Options, Implementation]
+"""The constants of a call."""
+
 
 class GradNormPenalty(torch.autograd.Function):
     """The reduced phi(||grad||). Highest gradient order: any, in grad."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, options: Options, impl: Implementation) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, call: Call) -> Tensor:
+        options, impl = call
         value, saved = impl.forward(grad, *options)
         ctx.save_for_backward(grad, saved)
-        ctx.options = (options, impl)
+        ctx.call = call
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
         grad, saved = ctx.saved_tensors
-        options, impl = ctx.options
         if torch.is_grad_enabled():
-            return GradNormPenaltyBackward.apply(grad_out, grad, saved, options, impl), None, None
-        return impl.backward(grad_out.contiguous(), grad, saved, *options), None, None
+            return GradNormPenaltyBackward.apply(grad_out, grad, saved, ctx.call), None
+        options, impl = ctx.call
+        return impl.backward(grad_out.contiguous(), grad, saved, *options), None
 
 
 class GradNormPenaltyBackward(torch.autograd.Function):
     """The gradient of the penalty in grad. Highest gradient order: any, in grad_out and grad."""
 
     @staticmethod
-    def forward(
-        ctx: Any, grad_out: Tensor, grad: Tensor, saved: Tensor, options: Options, impl: Implementation
-    ) -> Tensor:
+    def forward(ctx: Any, grad_out: Tensor, grad: Tensor, saved: Tensor, call: Call) -> Tensor:
         grad_out = grad_out.contiguous()
         ctx.save_for_backward(grad_out, grad, saved)
-        ctx.options = (options, impl)
+        ctx.call = call
+        options, impl = call
         return impl.backward(grad_out, grad, saved, *options)
 
     @staticmethod
     def backward(ctx: Any, grad_grad: Tensor) -> tuple[Any, ...]:
         grad_out, grad, saved = ctx.saved_tensors
-        options, impl = ctx.options
+        options, impl = ctx.call
         if torch.is_grad_enabled():
             in_grad, in_grad_out = reference.grad_norm_penalty_double_backward(
                 grad_grad, grad_out, grad, None, *options
@@ -64,4 +67,4 @@ class GradNormPenaltyBackward(torch.autograd.Function):
         else:
             grad_grad = grad_grad.contiguous(memory_format=layout_of(grad))
             in_grad, in_grad_out = impl.double_backward(grad_grad, grad_out, grad, saved, *options)
-        return in_grad_out, in_grad, None, None, None
+        return in_grad_out, in_grad, None, None

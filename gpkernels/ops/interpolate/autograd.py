@@ -14,6 +14,9 @@ from torch import Tensor
 
 from gpkernels.registry import Implementation
 
+Options = tuple[bool, torch.memory_format, Implementation]
+"""per_element, the layout of real and fake, and the backend: the constants of a call."""
+
 
 class Interpolate(torch.autograd.Function):
     """eps real + (1 - eps) fake. Highest gradient order: any, in real and fake."""
@@ -25,12 +28,11 @@ class Interpolate(torch.autograd.Function):
         fake: Tensor,
         eps: Tensor | None,
         seed: Tensor | None,
-        per_element: bool,
-        layout: torch.memory_format,
-        impl: Implementation,
+        options: Options,
     ) -> Tensor:
         ctx.save_for_backward(eps, seed)
-        ctx.options = (per_element, layout, impl)
+        ctx.options = options
+        per_element, _, impl = options
         return impl.forward(real, fake, eps, seed, per_element)
 
     @staticmethod
@@ -38,12 +40,12 @@ class Interpolate(torch.autograd.Function):
         eps, seed = ctx.saved_tensors
         need_real, need_fake = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
-            grads = InterpolateBackward.apply(grad_out, eps, seed, need_real, need_fake, *ctx.options)
+            grads = InterpolateBackward.apply(grad_out, eps, seed, need_real, need_fake, ctx.options)
         else:
             per_element, layout, impl = ctx.options
             grad_out = grad_out.contiguous(memory_format=layout)
             grads = impl.backward(grad_out, eps, seed, per_element, need_real, need_fake)
-        return (grads[0] if need_real else None, grads[1] if need_fake else None, *[None] * 5)
+        return (grads[0] if need_real else None, grads[1] if need_fake else None, None, None, None)
 
 
 class InterpolateBackward(torch.autograd.Function):
@@ -57,26 +59,25 @@ class InterpolateBackward(torch.autograd.Function):
         seed: Tensor | None,
         need_real: bool,
         need_fake: bool,
-        per_element: bool,
-        layout: torch.memory_format,
-        impl: Implementation,
+        options: Options,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(eps, seed)
-        ctx.options = (per_element, layout, impl)
+        ctx.options = options
+        per_element, layout, impl = options
         grad_out = grad_out.contiguous(memory_format=layout)
         return impl.backward(grad_out, eps, seed, per_element, need_real, need_fake)
 
     @staticmethod
     def backward(ctx: Any, tangent_real: Tensor | None, tangent_fake: Tensor | None) -> tuple[Any, ...]:
         eps, seed = ctx.saved_tensors
-        per_element, layout, impl = ctx.options
         result: Tensor | None = None
         if tangent_real is not None and tangent_fake is not None:
+            layout = ctx.options[1]
             tangents = [t.contiguous(memory_format=layout) for t in (tangent_real, tangent_fake)]
-            result = Interpolate.apply(*tangents, eps, seed, per_element, layout, impl)
+            result = Interpolate.apply(*tangents, eps, seed, ctx.options)
         elif tangent_real is not None:
-            result = InterpolateBackward.apply(tangent_real, eps, seed, True, False, *ctx.options)[0]
+            result = InterpolateBackward.apply(tangent_real, eps, seed, True, False, ctx.options)[0]
         elif tangent_fake is not None:
-            result = InterpolateBackward.apply(tangent_fake, eps, seed, False, True, *ctx.options)[1]
-        return (result, *[None] * 7)
+            result = InterpolateBackward.apply(tangent_fake, eps, seed, False, True, ctx.options)[1]
+        return result, None, None, None, None, None

@@ -31,6 +31,9 @@ def perturb_backward(grad_out: Tensor, scale: float, noise: int, seed: Tensor) -
 
 def std(real: Tensor) -> Tensor:
     """The standard deviation of all elements (population), 0 with derivative 0 where they are all equal."""
-    variance = torch.var(real.to(accumulation_dtype(real.dtype)), correction=0)
+    real = real.to(accumulation_dtype(real.dtype))
+    if not real.requires_grad:
+        return torch.std(real, correction=0)
+    variance = torch.var(real, correction=0)
     positive = variance > 0
     return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)

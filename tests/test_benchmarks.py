@@ -1,0 +1,76 @@
+"""What can be checked of the benchmarks without measuring: their picture, their predictions, and the costs behind."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpkernels as gp
+from gpkernels import _support
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results/2026-11-22-cpu-2-threads.csv"
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+@pytest.fixture
+def cases(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("benchmarks.cases")
+
+
+def test_roofline_draws_committed_results(tmp_path):
+    picture = tmp_path / "picture.png"
+    result = run("benchmarks.roofline", RESULTS, "--out", picture)
+    assert result.returncode == 0, result.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_roofline_without_matplotlib_says_so(tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('no matplotlib here')")
+    code = (
+        f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}]; sys.argv[1:] = ['results.csv', '--out', 'picture.png']"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", f"{code}; runpy.run_module('benchmarks.roofline', run_name='__main__')"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (0, "no picture: no matplotlib here\n"), result.stderr
+
+
+def test_predictions_have_a_row_for_every_case_and_shape(cases):
+    result = run("benchmarks.predictions")
+    assert result.returncode == 0, result.stderr
+    assert "not measured" in result.stdout
+    for case in cases.CASES:
+        for shape in cases.SHAPES:
+            assert f"| {case.name} | {'x'.join(map(str, shape))} |" in result.stdout
+
+
+def test_costs_count_every_launch(cases, monkeypatch):
+    """Calls that reach a device are launches; of gpkernels, those of torch and those of the Triton backend."""
+    counts = importlib.import_module("benchmarks.counts")
+    pytest.importorskip("triton")
+    launches = []
+    for module in ("_triton", "interpolate.triton", "perturb.triton", "grad_penalty.triton"):
+        module = importlib.import_module(f"gpkernels.ops.{module}")
+        monkeypatch.setattr(module, "launch", lambda kernel, *args, **constants: launches.append(kernel))
+    monkeypatch.setattr(_support, "interprets_triton", lambda: True)
+    for case in cases.CASES:
+        for shape in cases.SHAPES:
+            with gp.backend("triton"):
+                for name, variant in case.make(torch.randn(shape)).items():
+                    if name == "gpkernels" or shape == cases.SHAPES[0]:
+                        launches.clear()
+                        ops = counts.count(variant).ops
+                        assert ops + len(launches) == case.costs[name].launches, (case.name, shape, name)
