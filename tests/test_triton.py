@@ -26,7 +26,7 @@ def python(*arguments, interpret):
     return done.stdout
 
 
-@pytest.mark.parametrize("part", ["random_numbers", "penalty"])
+@pytest.mark.parametrize("part", ["random_numbers", "penalty", "norm_act"])
 def test_launchers_equal_the_reference(part):
     """Every option, odd and split shapes, both layouts, every dtype, outputs poisoned with NaN."""
     assert "compared" in python(TESTS / "triton_interpreted.py", part, interpret=True)
@@ -75,11 +75,12 @@ def test_no_kernel_is_forgotten(compiled):
     from triton.runtime.jit import JITFunction
 
     from gpkernels.ops import _triton
-    from gpkernels.ops.grad_penalty import _triton_kernels
+    from gpkernels.ops.grad_penalty import _triton_kernels as penalty
     from gpkernels.ops.interpolate import triton as interpolate
+    from gpkernels.ops.norm_act import _triton_kernels as norm_act
     from gpkernels.ops.perturb import triton as perturb
 
-    modules = (_triton, _triton_kernels, interpolate, perturb)
+    modules = (_triton, interpolate, perturb, penalty, norm_act)
     kernels = {
         name
         for module in modules
@@ -91,7 +92,7 @@ def test_no_kernel_is_forgotten(compiled):
 
 
 def test_aligned_float32_is_accessed_16_bytes_at_a_time(compiled):
-    """All but the kernels of one program, whose rows are partial results."""
+    """All but the kernels whose rows are partial results."""
     aligned = [record for record in compiled if record["aligned"]]
     assert {record["kernel"] for record in aligned} == {
         "interpolate_kernel",
@@ -102,8 +103,16 @@ def test_aligned_float32_is_accessed_16_bytes_at_a_time(compiled):
         "grad_norm_penalty_backward_kernel",
         "grad_norm_penalty_dot_kernel",
         "grad_norm_penalty_double_backward_kernel",
+        "norm_act_whole_kernel",
+        "norm_act_sums_kernel",
+        "norm_act_apply_kernel",
     }
-    reductions = ("perturb_backward_kernel", "grad_norm_penalty_kernel", "grad_norm_penalty_dot_kernel")
+    reductions = (
+        "perturb_backward_kernel",
+        "grad_norm_penalty_kernel",
+        "grad_norm_penalty_dot_kernel",
+        "norm_act_sums_kernel",
+    )
     for record in aligned:
         assert record["vector_loads"] > 0, record
         assert record["vector_stores"] > 0 or record["kernel"] in reductions, record

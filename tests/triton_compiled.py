@@ -19,6 +19,7 @@ from triton.runtime.jit import create_function_from_signature
 from gpkernels.ops import _triton
 from gpkernels.ops.grad_penalty import triton as penalty
 from gpkernels.ops.interpolate import triton as interpolate
+from gpkernels.ops.norm_act import triton as norm_act
 from gpkernels.ops.perturb import triton as perturb
 
 ARCHITECTURES = (80, 90, 100)
@@ -27,11 +28,12 @@ BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 def source(kernel, arguments, constants, target):
+    """The source as specialised for a call, and the options of the compiler."""
     backend = make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = bind(*arguments, **constants)
+    bound, specialization, options = bind(*arguments, **constants)
     _, signature, constexprs, attributes = kernel._pack_args(backend, {}, bound, specialization, {})
-    return ASTSource(kernel, signature, constexprs, attributes)
+    return ASTSource(kernel, signature, constexprs, attributes), options
 
 
 def launches(calls):
@@ -40,10 +42,10 @@ def launches(calls):
 
     def record(kernel, programs, *arguments, **constants):
         assert programs > 0
-        key = source(kernel, arguments, constants, GPUTarget("cuda", 90, 32)).hash()
-        found.setdefault(key, (kernel, arguments, constants))
+        specialised, options = source(kernel, arguments, constants, GPUTarget("cuda", 90, 32))
+        found.setdefault((specialised.hash(), *options.items()), (kernel, arguments, constants))
 
-    for module in (_triton, interpolate, perturb, penalty):
+    for module in (_triton, interpolate, perturb, penalty, norm_act):
         module.launch = record
     calls()
     return list(found.values())
@@ -67,6 +69,16 @@ def call_penalty(x, form, norm, axes, reduction):
     penalty.grad_norm_penalty_double_backward(x, value, x, saved, *options)
 
 
+def call_norm_act(shape, groups, dtype=torch.float32, memory_format=torch.contiguous_format, act=True, affine=True):
+    x = torch.empty(shape, dtype=dtype, memory_format=memory_format)
+    accumulation = torch.float64 if dtype == torch.float64 else torch.float32
+    statistic = torch.empty((len(x), groups) if groups else x.shape[1], dtype=accumulation)
+    weight = torch.empty(x.shape[1], dtype=accumulation) if affine else None
+    inputs = (x, x, x if act else None, statistic, statistic, weight, groups, 0.2)
+    norm_act.norm_act_backward(*inputs, affine)
+    norm_act.norm_act_double_backward(x, *inputs)
+
+
 def common_calls():
     aligned = (4, 64, 64, 64)
     for dtype in (torch.float32, torch.bfloat16):
@@ -74,6 +86,10 @@ def common_calls():
         call_penalty(torch.empty(aligned, dtype=dtype), 1, 2, 1, 2)
     call_penalty(torch.empty(aligned), 0, 0, 0, 0)
     call_penalty(torch.empty(aligned), 0, 0, 1, 0)
+    call_norm_act((64, 64, 128, 128), 8)
+    call_norm_act((64, 64, 128, 128), 0, memory_format=torch.channels_last)
+    call_norm_act((512, 4096), 1)
+    call_norm_act((64, 64, 64, 64), 64, torch.bfloat16)
 
 
 def other_calls():
@@ -94,6 +110,20 @@ def other_calls():
     call_penalty(torch.empty(1, 100003, dtype=torch.float16), 0, 0, 0, 0)
 
 
+def other_norm_acts():
+    call_norm_act((64, 64, 128, 128), 0)
+    call_norm_act((64, 64, 127, 127), 64)
+    call_norm_act((64, 256, 32, 32), 32, memory_format=torch.channels_last)
+    call_norm_act((64, 512, 4, 4), 512)
+    call_norm_act((64, 1 << 16), 1, torch.float16)
+    call_norm_act((256, 512), 0, act=False, affine=False)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        call_norm_act((64, 64, 32, 32), 8, torch.float64, memory_format)
+    call_norm_act((64, 64, 8, 8), 64, torch.float64)
+    for groups in (0, 1):
+        call_norm_act((1, 1), groups)
+
+
 def spills(cubin, stack):
     """Accesses to local memory; a stack alone may be that of a called division."""
     if not stack:
@@ -104,7 +134,8 @@ def spills(cubin, stack):
 
 def report(kernel, arguments, constants, arch):
     target = GPUTarget("cuda", arch, 32)
-    compiled = triton.compile(source(kernel, arguments, constants, target), target=target)
+    specialised, options = source(kernel, arguments, constants, target)
+    compiled = triton.compile(specialised, target=target, options=options)
     ptx = compiled.asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -113,7 +144,11 @@ def report(kernel, arguments, constants, arch):
         resources = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
         spilled = spills(cubin, resources["STACK"] + resources["LOCAL"])
     named = dict(zip(kernel.arg_names, arguments, strict=False))
-    row = named.get("n") or (named.get("inner", 1) if named.get("inner", 1) > 1 else named.get("reduce", 1))
+    if "PER_GROUP" in constants:
+        in_memory = constants["PER_GROUP"] if constants["PER_GROUP"] > 1 else named["groups"]
+        row = in_memory if constants["LAST"] else named["pixels"]
+    else:
+        row = named.get("n") or (named.get("inner", 1) if named.get("inner", 1) > 1 else named.get("reduce", 1))
     return {
         "kernel": kernel.__name__,
         "arch": arch,
@@ -130,5 +165,5 @@ def report(kernel, arguments, constants, arch):
 
 
 if __name__ == "__main__":
-    common, others = launches(common_calls), launches(other_calls)
+    common, others = launches(common_calls), launches(other_calls) + launches(other_norm_acts)
     print(json.dumps([report(*launch, arch) for arch in ARCHITECTURES for launch in common + others * (arch == 90)]))

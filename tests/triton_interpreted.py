@@ -1,14 +1,19 @@
 """The Triton launchers against the reference, under TRITON_INTERPRET=1; uninitialised memory reads as NaN."""
 
+import contextlib
 import itertools
 import sys
+import unittest.mock
 
+import pytest
 import torch
 
 from gpkernels.ops.grad_penalty import reference as penalty_reference
 from gpkernels.ops.grad_penalty import triton as penalty
 from gpkernels.ops.interpolate import reference as interpolate_reference
 from gpkernels.ops.interpolate import triton as interpolate
+from gpkernels.ops.norm_act import reference as norm_act_reference
+from gpkernels.ops.norm_act import triton as norm_act
 from gpkernels.ops.perturb import reference as perturb_reference
 from gpkernels.ops.perturb import triton as perturb
 
@@ -121,18 +126,23 @@ def check_empty():
         assert torch.equal(second[1], torch.zeros_like(value))
 
 
+@contextlib.contextmanager
+def recorded_launches(module, run=True):
+    """The numbers of programs of the launches inside the block."""
+    programs, launch = [], module.launch
+
+    def record(kernel, number, *arguments, **constants):
+        programs.append(number)
+        if run:
+            launch(kernel, number, *arguments, **constants)
+
+    with unittest.mock.patch.object(module, "launch", record):
+        yield programs
+
+
 def check_launch_counts():
     from gpkernels.ops import _triton
 
-    counted = 0
-    launch = _triton.launch
-
-    def counting(*arguments, **constants):
-        nonlocal counted
-        counted += 1
-        launch(*arguments, **constants)
-
-    _triton.launch = penalty.launch = counting
     for shape, axes, reduction in itertools.product(((2, 3, 5, 7), (2, 5003), (300, 3)), range(3), (0, 2)):
         x = torch.randn(shape)
         options = (0, 1.0, 0, axes, reduction)
@@ -143,9 +153,114 @@ def check_launch_counts():
             "grad_norm_penalty_double_backward": (x, value, x, saved),
         }
         for name, arguments in inputs.items():
-            counted = 0
-            getattr(penalty, name)(*arguments, *options)
-            assert 1 <= counted <= LAUNCHES[name], (name, counted)
+            with recorded_launches(_triton) as shared, recorded_launches(penalty) as own:
+                getattr(penalty, name)(*arguments, *options)
+            assert 1 <= len(shared) + len(own) <= LAUNCHES[name], (name, shared, own)
+
+
+def norm_act_inputs(x, groups, z=True, weight=True, slope=0.2):
+    """The arguments that both derivatives share."""
+    mean, rstd = norm_act_reference.statistics(x, groups, 1e-5)
+    gamma = torch.randn(x.shape[1]).to(mean.dtype) if weight else None
+    if weight:
+        gamma[0] = 0
+    return torch.randn_like(x), x, torch.randn_like(x) if z else None, mean, rstd, gamma, groups, slope
+
+
+def compare_norm_act(x, groups, affine=(True, False), most=3, **options):
+    """`most` launches, and one less where no program shares a channel with another."""
+    what = (x.dtype, tuple(x.shape), x.stride(), groups, options)
+    inputs = norm_act_inputs(x, groups, **options)
+    for name, arguments, shares in (
+        ("norm_act_double_backward", (torch.randn_like(x), *inputs), groups > 0),
+        *(("norm_act_backward", (*inputs, need), groups > 0 and need) for need in affine),
+    ):
+        with recorded_launches(norm_act) as programs:
+            got = getattr(norm_act, name)(*arguments)
+        compare(got, getattr(norm_act_reference, name)(*arguments), x.dtype, what, name)
+        assert 1 <= len(programs) <= most - 1 + shares, (what, name, programs)
+
+
+def layouts(x):
+    yield x
+    if x.dim() == 4:
+        yield x.contiguous(memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def small_tiles(programs):
+    """Inside the block norm_act has tiles of 64 elements and splits long groups until there are `programs`."""
+    norm_act._tiling.cache_clear()
+    with unittest.mock.patch.multiple(norm_act, TILE=64, PROGRAMS=programs, _LARGEST=128, _RUN=16):
+        yield
+    norm_act._tiling.cache_clear()
+
+
+def norm_acts():
+    """Every option where a tile holds the groups whole; then, groups that one program or several walk in tiles."""
+    activations = ({"z": False}, {"slope": 0.0}, {"slope": 0.2})
+    small = [*layouts(torch.randn(3, 4, 5, 3)), torch.randn(5, 4)]
+    for x, groups, activation, weight in itertools.product(small, (0, 1, 2, 4), activations, (True, False)):
+        compare_norm_act(x, groups, (weight,), most=2, weight=weight, **activation)
+    for programs in (3, 64):
+        with small_tiles(programs):
+            for x in (*layouts(torch.randn(2, 4, 3, 7)), torch.randn(5, 36)):
+                for groups in (0, 1, 2, x.shape[1]):
+                    compare_norm_act(x, groups, (True,))
+            compare_norm_act(torch.randn(1, 2, 150), 1, (False,), z=False, weight=False)
+            compare_norm_act(torch.randn(400, 3), 0, (False,), z=False, weight=False)
+            compare_norm_act(torch.randn(90, 4), 1, (True,))
+    compare_norm_act(torch.randn(1, 5003), 1, (True,))
+    compare_norm_act(torch.randn(5003, 3), 0, (True,))
+    for x in (torch.randn(1, 2, 5003), *layouts(torch.randn(2, 4, 41, 41))):
+        for groups in (0, 1, x.shape[1]):
+            compare_norm_act(x, groups, (True,))
+    odd = ((3, 6, 5, 7), 2), ((2, 70, 3, 3), 70), ((2, 1, 1, 1), 1), ((70, 9), 3), ((2, 4, 2, 3, 2), 2)
+    for (shape, groups), dtype in itertools.product(odd, DTYPES):
+        compare_norm_act(torch.randn(shape).to(dtype), groups, (True,))
+
+
+def check_norm_act():
+    """Inputs that stand out: constant groups, NaN, nothing at all, vectors of the wrong dtype."""
+    x = torch.ones(2, 4, 3)
+    x[1] = torch.randn(4, 3)
+    for groups in (0, 1, 4):
+        compare_norm_act(x, groups)
+        inputs = list(norm_act_inputs(torch.randn(2, 4, 3), groups))
+        inputs[0][1, 2, 1] = inputs[2][0, 1, 2] = torch.nan
+        results = (m.norm_act_double_backward(x, *inputs) for m in (norm_act, norm_act_reference))
+        compare(*results, x.dtype, "nan", groups)
+        for shape in ((0, 4, 3), (2, 4, 0)):
+            empty, statistic = torch.zeros(shape), torch.zeros((shape[0], groups) if groups else 4)
+            inputs = (empty, empty, empty, statistic, statistic, None, groups, 0.2)
+            with recorded_launches(norm_act) as programs:
+                second = norm_act.norm_act_double_backward(empty, *inputs)
+                first = norm_act.norm_act_backward(*inputs, True)
+            assert not programs
+            assert second[0].shape == second[1].shape == first[0].shape == shape
+            assert torch.equal(torch.stack((second[2], *first[1:])), torch.zeros(3, 4))
+    inputs = list(norm_act_inputs(x, 1))
+    inputs[5] = inputs[5].bfloat16()
+    with pytest.raises(ValueError, match=r"weight: wanted 4 contiguous elements of torch.float32, got \(4,\) of"):
+        norm_act.norm_act_backward(*inputs, False)
+
+
+def check_norm_act_programs():
+    """Long groups, and few, fill a GPU of 132 multiprocessors; many small groups share programs."""
+    large = ((64, 64, 256, 256), 0), ((64, 3, 256, 256), 0), ((64, 16, 64, 64), 0), ((1, 64, 256, 256), 64)
+    for shape, groups in (*large, ((2, 64, 256, 256), 8), ((1, 1 << 22), 1), ((64, 1 << 22), 1), ((1 << 16, 8), 0)):
+        for x in layouts(torch.empty(shape, device="meta")):
+            assert min(norm_act_programs(x, groups)) >= 128, (shape, groups)
+    for x in layouts(torch.empty(64, 512, 4, 4, device="meta")):
+        assert norm_act_programs(x, 512)[0] == x.numel() // 1024
+
+
+def norm_act_programs(x, groups):
+    """The programs of every launch of the second derivative but the one that adds up rows."""
+    statistic = x.new_empty((len(x), groups) if groups else x.shape[1], dtype=torch.float32)
+    with recorded_launches(norm_act, run=False) as programs:
+        norm_act.norm_act_double_backward(x, x, x, x, statistic, statistic, None, groups, 0.2)
+    return programs[: 1 if len(programs) == 1 else 2]
 
 
 if __name__ == "__main__":
@@ -156,6 +271,10 @@ if __name__ == "__main__":
         penalties()
         check_empty()
         check_launch_counts()
+    elif sys.argv[1] == "norm_act":
+        norm_acts()
+        check_norm_act()
+        check_norm_act_programs()
     else:
         random_numbers()
     print(f"compared {count}")

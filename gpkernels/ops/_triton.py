@@ -66,6 +66,13 @@ class Tiling(NamedTuple):
         return self.group_tiles * triton.cdiv(self.reduce, self.block_r)
 
 
+def block(n: int, largest: int) -> int:
+    """The power of 2 up to `largest` in blocks of which n elements waste the fewest lanes; no less than a quarter of
+    it where n is not."""
+    sizes = [size for size in (largest, largest // 2, largest // 4) if 0 < size < 2 * n]
+    return min(sizes, key=lambda size: triton.cdiv(n, size) * size, default=triton.next_power_of_2(n))
+
+
 def tiling(outer: int, reduce: int, inner: int = 1) -> Tiling:
     """The tiling of a tensor that is not empty.
 
@@ -77,8 +84,7 @@ def tiling(outer: int, reduce: int, inner: int = 1) -> Tiling:
         block_g = min(triton.next_power_of_2(inner), widest, TILE // 8)
         block_r = min(triton.next_power_of_2(reduce), TILE // 2 // block_g)
     else:
-        sizes = [size for size in (TILE, TILE // 2, TILE // 4) if size < 2 * reduce]
-        block_r = min(sizes, key=lambda size: triton.cdiv(reduce, size) * size, default=triton.next_power_of_2(reduce))
+        block_r = block(reduce, TILE)
         several = TILE // 4 if reduce % 16 else TILE // 2
         block_g = min(triton.next_power_of_2(outer), max(1, several // block_r))
     whole = Tiling(outer, reduce, inner, block_g, block_r, reduce)
