@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _will_run = torch._C._will_engine_execute_node
 
@@ -20,20 +21,20 @@ class Recording:
         self.active = active  # calls are rerouted
         self.seeds: Tensor | None = None
         self.weights_wanted = False  # every weight is an input of the running torch.autograd.grad
-        self.hooked = False  # the critic put a hook on a tensor, which must see every gradient
+        self.hooked = False  # the critic put a hook on a tensor or node, which must see every gradient
 
 
-def wants(ctx: Any, slot: int, recording: Recording | None = None) -> bool:
+def wants(ctx: Any, slot: int, recording: Recording | None = None, edge: int | None = None) -> bool:
     """Whether the running backward uses the gradient of this Function's argument `slot`.
 
     `ctx.needs_input_grad` alone says whether the argument requires grad, and stays True for weights under
-    `torch.autograd.grad(scores, x)`.
+    `torch.autograd.grad(scores, x)`. `edge` is the argument's place among those that are tensors, where it differs.
     """
     if not ctx.needs_input_grad[slot]:
         return False
     if recording is not None and recording.weights_wanted:
         return True
-    node: Any = ctx.next_functions[slot][0]
+    node: Any = ctx.next_functions[slot if edge is None else edge][0]
     if isinstance(node, _ENTRY):
         return not node.closed
     try:
@@ -69,9 +70,9 @@ _ENTRY: Any = Entry._backward_cls
 
 
 def reroutable(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the rows know these arguments: plain, dense, real floating-point tensors, outside torch.func transforms;
-    and x carries a gradient."""
-    if not x.requires_grad or torch._C._are_functorch_transforms_active():
+    """Whether the rows know these arguments: plain, dense, real floating-point tensors, outside torch.func transforms
+    and forward-mode differentiation; and x carries a gradient."""
+    if not x.requires_grad or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     for t in (x, *others):
         if t is not None and not (type(t) in _TYPES and t.dtype in _DTYPES and t.layout is torch.strided):

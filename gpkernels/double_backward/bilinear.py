@@ -86,19 +86,22 @@ class Apply(Node):
         ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, map: BilinearMap, recording: Recording | None
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w, b)
-        ctx.map, ctx.recording = map, recording
+        ctx.save_for_backward(x, w)
+        ctx.map, ctx.recording, ctx.bias = map, recording, b
         return map.apply(x, w, b)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
         if g is None:
             return None, None, None, None, None
-        x, w, b = ctx.saved_tensors
+        x, w = ctx.saved_tensors
         map, create_graph = ctx.map, torch.is_grad_enabled()
         grad_x = grad_w = None
         if wants(ctx, 0):
-            grad_x = ToInput.apply(g, w, b, x.detach(), map, ctx.recording) if create_graph else map.to_input(g, w, x)
+            if create_graph:
+                grad_x = ToInput.apply(g, w, ctx.bias, x.detach(), map, ctx.recording)
+            else:
+                grad_x = map.to_input(g, w, x)
         if wants(ctx, 1):
             grad_w = ToWeight.apply(g, x, w.detach(), map) if create_graph else map.to_weight(g, x, w)
         grad_b = map.to_bias(g) if wants(ctx, 2) else None
@@ -116,15 +119,15 @@ class ToInput(Node):
         ctx: Any, g: Tensor, w: Tensor, b: Tensor | None, x: Tensor, map: BilinearMap, recording: Recording | None
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(g, w, b, x)
-        ctx.map, ctx.recording = map, recording
+        ctx.save_for_backward(g, w, x)
+        ctx.map, ctx.recording, ctx.bias = map, recording, b
         return map.to_input(g, w, x)
 
     @staticmethod
     def backward(ctx: Any, t: Tensor | None) -> tuple[Any, ...]:
         if t is None:
             return None, None, None, None, None, None
-        g, w, b, x = ctx.saved_tensors
+        g, w, x = ctx.saved_tensors
         map, recording = ctx.map, ctx.recording
         seeds = None if recording is None else recording.seeds
         create_graph = torch.is_grad_enabled()
@@ -135,7 +138,7 @@ class ToInput(Node):
             stream = t if seeds is None else torch.addcmul(t, _column(seeds, x), x)
             grad_w = ToWeight.apply(g, stream, w.detach(), map) if create_graph else map.to_weight(g, stream, w)
         if wants(ctx, 2, recording):
-            grad_b = torch.zeros_like(b) if seeds is None else map.to_bias(_column(seeds, g) * g)
+            grad_b = torch.zeros_like(ctx.bias) if seeds is None else map.to_bias(_column(seeds, g) * g)
         return grad_g, grad_w, grad_b, None, None, None
 
 
@@ -181,11 +184,13 @@ def convolution(dims: int) -> Any:
         spread = _tuple(dilation, dims)
         if isinstance(padding, str):
             total = [d * (k - 1) for d, k in zip(spread, weight.shape[2:], strict=True)]
-            if padding == "same" and any(n % 2 for n in total):
+            if padding not in ("same", "valid"):
+                return NotImplemented
+            if padding == "same" and (any(n % 2 for n in total) or set(_tuple(stride, dims)) != {1}):
                 return NotImplemented
             padding = [n // 2 for n in total] if padding == "same" else 0
         map = Convolution(_tuple(stride, dims), _tuple(padding, dims), spread, False, _tuple(0, dims), groups)
-        return Apply.apply(*autocast(input, weight, bias), map, recording)
+        return _apply(input, weight, bias, map, recording)
 
     return row
 
@@ -210,7 +215,7 @@ def transposed_convolution(dims: int) -> Any:
             _tuple(o, dims) for o in (stride, padding, dilation, output_padding)
         )
         map = Convolution(stride, padding, dilation, True, output_padding, groups)
-        return Apply.apply(*autocast(input, weight, bias), map, recording)
+        return _apply(input, weight, bias, map, recording)
 
     return row
 
@@ -219,11 +224,17 @@ def linear(recording: Recording, input: Tensor, weight: Tensor, bias: Tensor | N
     """The row of linear."""
     if not reroutable(input, weight, bias) or weight.dim() != 2 or input.dim() < 2:
         return NotImplemented
-    return Apply.apply(*autocast(input, weight, bias), Linear(), recording)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return linear(recording, input, weight) + bias
+    return _apply(input, weight, bias, Linear(), recording)
+
+
+def _apply(x: Tensor, w: Tensor, b: Tensor | None, map: BilinearMap, recording: Recording) -> Tensor:
+    # views, so that `sharing` can ask for gradients of this use of a parameter, without its hooks
+    w, b = w.view_as(w), None if b is None else b.view_as(b)
+    return Apply.apply(*autocast(x, w, b), map, recording)
 
 
 def _tuple(value: Any, dims: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * dims
-    values = tuple(value)
+    values = tuple(value) if hasattr(value, "__iter__") else (int(value),)
     return values * dims if len(values) == 1 else values

@@ -15,7 +15,10 @@ from torch.overrides import TorchFunctionMode
 from gpkernels.double_backward._nodes import Recording
 from gpkernels.double_backward.table import BY_FUNCTION, NEEDED
 
-_HOOKS = frozenset((torch.Tensor.register_hook,))
+_HOOKS: frozenset[Any] = frozenset(
+    (torch.Tensor.register_hook, torch.Tensor.retain_grad, vars(torch._C.TensorBase)["grad_fn"].__get__)
+)
+"""What a critic must call to see or change a gradient inside."""
 
 
 class Rerouting(TorchFunctionMode):

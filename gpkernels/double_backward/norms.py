@@ -60,8 +60,8 @@ class Norm(Node):
         dtype = accumulation_dtype(x.dtype)
         mean, rstd = (s.to(dtype).reshape((-1, statistics.groups) if statistics.groups else -1) for s in (mean, rstd))
         ctx.mark_non_differentiable(mean, rstd)
-        ctx.save_for_backward(x, weight, bias, None, mean, rstd)
-        ctx.statistics, ctx.slope, ctx.first = statistics, 0.0, 0
+        ctx.save_for_backward(x, weight, None, mean, rstd)
+        ctx.bias, ctx.statistics, ctx.slope, ctx.first = bias, statistics, 0.0, 0
         return y, mean, rstd
 
     @staticmethod
@@ -85,26 +85,29 @@ class NormActivation(Node):
         slope: float,
         act: Callable[..., Tensor],
         in_place: bool,
+        keep_result: bool,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         z = act(y, in_place=in_place)
         if in_place:
             ctx.mark_dirty(y)
-        ctx.save_for_backward(x, weight, bias, z, mean, rstd)
-        ctx.statistics, ctx.slope, ctx.first = statistics, slope, 1
+        # y has the signs of z; kept is the one that torch keeps, so that a critic may change the other in place
+        ctx.save_for_backward(x, weight, z if keep_result else y, mean, rstd)
+        ctx.bias, ctx.statistics, ctx.slope, ctx.first = bias, statistics, slope, 1
         return z
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
-        return None, *_backward(ctx, g), None, None, None, None, None, None
+        return None, *_backward(ctx, g), *(None,) * 7
 
 
 def _backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients in x, weight and bias, which are the Function's arguments from slot `ctx.first` on."""
     if g is None:
         return None, None, None
-    x, weight, bias, z, mean, rstd = ctx.saved_tensors
-    needs = tuple(wants(ctx, ctx.first + i) for i in range(3))
+    x, weight, z, mean, rstd = ctx.saved_tensors
+    first, bias = ctx.first, ctx.bias
+    needs = (wants(ctx, first), wants(ctx, first + 1), wants(ctx, first + 2, edge=first + 1 + (weight is not None)))
     z = None if z is None else z.detach()
     grads = NormBackward.apply(g, x, weight, bias, z, mean, rstd, ctx.statistics, ctx.slope, needs)
     likes = (x, weight, bias)
@@ -135,8 +138,8 @@ class NormBackward(Node):
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(g, x, weight, bias, z, mean, rstd)
-        ctx.statistics, ctx.slope = statistics, slope
+        ctx.save_for_backward(g, x, weight, z, mean, rstd)
+        ctx.bias, ctx.statistics, ctx.slope = bias, statistics, slope
         ctx.impl = registry.choose("norm_act", x)
         inputs = _kernel_inputs(statistics, g, x, z, mean, rstd, weight)
         grad_x, grad_weight, grad_bias = ctx.impl.backward(*inputs, statistics.groups, slope, any(needs[1:]))
@@ -149,8 +152,8 @@ class NormBackward(Node):
         nothing = (None,) * 6
         if tangent is None and tangent_weight is None and tangent_bias is None:
             return (None,) * 10
-        g, x, weight, bias, z, mean, rstd = ctx.saved_tensors
-        in_bias = torch.zeros_like(bias) if wants(ctx, 3) else None
+        g, x, weight, z, mean, rstd = ctx.saved_tensors
+        in_bias = torch.zeros_like(ctx.bias) if wants(ctx, 3, edge=2 + (weight is not None)) else None
         if tangent is None or tangent_weight is not None or tangent_bias is not None or torch.is_grad_enabled():
             return *_general(ctx, tangent, tangent_weight, tangent_bias), in_bias, *nothing
         statistics = ctx.statistics
@@ -184,7 +187,7 @@ def _kernel_inputs(
 
 def _general(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
     """The derivative in g, x and weight by the differentiable reference, along tangents of all three gradients."""
-    g, x, weight, _, z, _, _ = ctx.saved_tensors
+    g, x, weight, z, _, _ = ctx.saved_tensors
     statistics, create_graph = ctx.statistics, torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = [None if t is None else t.view_as(t) for t in (g, x, weight)]
@@ -221,7 +224,7 @@ def _general(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
 class _Source:
     """What a norm's result was made from; hangs on that tensor, so that it lives as long."""
 
-    version: int
+    versions: tuple[int, ...]  # of y, x and weight
     x: Tensor
     weight: Tensor | None
     bias: Tensor | None
@@ -232,17 +235,22 @@ class _Source:
 
 def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, forward: Forward, statistics: Statistics) -> Tensor:
     y, mean, rstd = Norm.apply(x, weight, bias, forward, statistics)
-    y._gpkernels_source = _Source(y._version, x, weight, bias, mean, rstd, statistics)
+    y._gpkernels_source = _Source(_versions(y, x, weight), x, weight, bias, mean, rstd, statistics)
     return y
 
 
-def activated(y: Tensor, slope: float, act: Callable[..., Tensor], in_place: bool) -> Tensor | None:
-    """The activation of y fused with the norm whose result y is; None where y is something else."""
-    source = getattr(y, "_gpkernels_source", None)
-    if source is None or source.version != y._version:
+def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple(0 if t is None else t._version for t in tensors)
+
+
+def activated(y: Tensor, slope: float, act: Callable[..., Tensor], in_place: bool, keep_result: bool) -> Tensor | None:
+    """The activation of y fused with the norm whose result y is; None where y is something else, or x, y or the weight
+    have changed or got a hook since."""
+    s = getattr(y, "_gpkernels_source", None)
+    if s is None or y._backward_hooks or s.versions != _versions(y, s.x, s.weight):
         return None
-    s = source
-    return NormActivation.apply(y, s.x, s.weight, s.bias, s.mean, s.rstd, s.statistics, slope, act, in_place)
+    inputs = (y, s.x, s.weight, s.bias, s.mean, s.rstd)
+    return NormActivation.apply(*inputs, s.statistics, slope, act, in_place, keep_result)
 
 
 def batch_norm(
@@ -259,8 +267,10 @@ def batch_norm(
     """The row of batch_norm. With running statistics it is an affine map, of plain torch."""
     if not reroutable(input, weight, bias) or input.dim() < 2:
         return NotImplemented
+    if any(t is not None and t.shape != (input.shape[1],) for t in (weight, bias, running_mean, running_var)):
+        return NotImplemented
     if not training:
-        return _affine_norm(input, running_mean, running_var, weight, bias, eps)
+        return _affine_norm(_dense(input), running_mean, running_var, weight, bias, eps)
     if input.numel() <= input.shape[1]:
         return NotImplemented
 
@@ -298,7 +308,7 @@ def instance_norm(
     plain = running_mean is not None or running_var is not None or not use_input_stats
     if plain or not reroutable(input, weight, bias) or input.dim() < 3 or input.shape[2:].numel() <= 1:
         return NotImplemented
-    return _group_norm(input, input.shape[1], weight, bias, eps)
+    return _group_norm(input.contiguous(), input.shape[1], weight, bias, eps)
 
 
 def group_norm(

@@ -1,10 +1,10 @@
 """Piecewise linear activations: y' is a constant almost everywhere, so nothing returns to x from the second
 derivative.
 
-    Activate  y  = act(x)        to x: Slope(g, y)
-    Slope     gx = act' g        to g: Slope(t, y)      to x: nothing (None, where torch makes zeros)
+    Activate  y  = act(x)        to x: Slope(g)
+    Slope     gx = act' g        to g: Slope(t)      to x: nothing (None, where torch makes zeros)
 
-act' is read off the result, which the next layer keeps anyway, so the input need not be kept.
+act' is the same read off x or y. Each keeps the one that torch keeps, so that a critic may change the other in place.
 """
 
 from __future__ import annotations
@@ -23,19 +23,28 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Leaky:
-    """max(x, slope x), for 0 <= slope; slope 0 is ReLU."""
+    """x where x > 0, else slope x, for slope >= 0."""
 
     slope: float
+    keeps_result = False
 
     def apply(self, x: Tensor, *, in_place: bool) -> Tensor:
-        if self.slope == 0:
-            return aten.relu_(x) if in_place else aten.relu(x)
         return aten.leaky_relu_(x, self.slope) if in_place else aten.leaky_relu(x, self.slope)
 
-    def adjoint(self, g: Tensor, y: Tensor) -> Tensor:
-        if self.slope == 0:
-            return aten.threshold_backward(g, y, 0)
-        return aten.leaky_relu_backward(g, y, self.slope, True)
+    def adjoint(self, g: Tensor, kept: Tensor) -> Tensor:
+        return aten.leaky_relu_backward(g, kept, self.slope, True)
+
+
+@dataclass(frozen=True)
+class Relu:
+    slope = 0.0
+    keeps_result = True
+
+    def apply(self, x: Tensor, *, in_place: bool) -> Tensor:
+        return aten.relu_(x) if in_place else aten.relu(x)
+
+    def adjoint(self, g: Tensor, kept: Tensor) -> Tensor:
+        return aten.threshold_backward(g, kept, 0)
 
 
 @dataclass(frozen=True)
@@ -44,24 +53,28 @@ class Clip:
 
     low: float
     high: float
+    keeps_result = False
 
     def apply(self, x: Tensor, *, in_place: bool) -> Tensor:
         return aten.hardtanh_(x, self.low, self.high) if in_place else aten.hardtanh(x, self.low, self.high)
 
-    def adjoint(self, g: Tensor, y: Tensor) -> Tensor:
-        return aten.hardtanh_backward(g, y, self.low, self.high)
+    def adjoint(self, g: Tensor, kept: Tensor) -> Tensor:
+        return aten.hardtanh_backward(g, kept, self.low, self.high)
+
+
+Activation = Leaky | Relu | Clip
 
 
 class Activate(Node):
     """act.apply(x). Highest gradient order: any."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, act: Leaky | Clip, in_place: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, act: Activation, in_place: bool) -> Tensor:
         ctx.set_materialize_grads(False)
         y = act.apply(x, in_place=in_place)
         if in_place:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(y)
+        ctx.save_for_backward(y if in_place or act.keeps_result else x)
         ctx.act = act
         return y
 
@@ -69,68 +82,75 @@ class Activate(Node):
     def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
         if g is None:
             return None, None, None
-        (y,) = ctx.saved_tensors
+        (kept,) = ctx.saved_tensors
         act = ctx.act
-        return (Slope.apply(g, y.detach(), act) if torch.is_grad_enabled() else act.adjoint(g, y)), None, None
+        return (Slope.apply(g, kept.detach(), act) if torch.is_grad_enabled() else act.adjoint(g, kept)), None, None
 
 
 class Slope(Node):
     """act' g, linear in g. Highest gradient order: any."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, y: Tensor, act: Leaky | Clip) -> Tensor:
+    def forward(ctx: Any, g: Tensor, kept: Tensor, act: Activation) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(y)
+        ctx.save_for_backward(kept)
         ctx.act = act
-        return act.adjoint(g, y)
+        return act.adjoint(g, kept)
 
     @staticmethod
     def backward(ctx: Any, t: Tensor | None) -> tuple[Any, ...]:
         if t is None:
             return None, None, None
-        (y,) = ctx.saved_tensors
+        (kept,) = ctx.saved_tensors
         act = ctx.act
-        return (Slope.apply(t, y, act) if torch.is_grad_enabled() else act.adjoint(t, y)), None, None
+        return (Slope.apply(t, kept, act) if torch.is_grad_enabled() else act.adjoint(t, kept)), None, None
 
 
-def _activate(act: Leaky | Clip, x: Tensor, in_place: bool) -> Any:
+def _activate(recording: Recording, act: Activation, x: Tensor, in_place: bool) -> Any:
     if not reroutable(x) or (in_place and x._is_view()):
         return NotImplemented
-    if isinstance(act, Leaky) and (fused := norms.activated(x, act.slope, act.apply, in_place)) is not None:
-        return fused
+    if not isinstance(act, Clip) and not recording.hooked:
+        fused = norms.activated(x, act.slope, act.apply, in_place, keep_result=in_place or act.keeps_result)
+        if fused is not None:
+            return fused
     return Activate.apply(x, act, in_place)
 
 
 def relu(recording: Recording, input: Tensor, inplace: bool = False) -> Any:
     """The row of relu."""
-    return _activate(Leaky(0.0), input, inplace)
+    return _activate(recording, Relu(), input, inplace)
 
 
 def relu_(recording: Recording, input: Tensor) -> Any:
     """The row of relu_."""
-    return _activate(Leaky(0.0), input, True)
+    return _activate(recording, Relu(), input, True)
 
 
 def leaky_relu(recording: Recording, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Any:
     """The row of leaky_relu. With a negative slope the result does not tell the input's sign."""
-    return _activate(Leaky(float(negative_slope)), input, inplace) if negative_slope >= 0 else NotImplemented
+    return _activate(recording, Leaky(float(negative_slope)), input, inplace) if negative_slope >= 0 else NotImplemented
 
 
 def relu6(recording: Recording, input: Tensor, inplace: bool = False) -> Any:
     """The row of relu6."""
-    return _activate(Clip(0.0, 6.0), input, inplace)
+    return _activate(recording, Clip(0.0, 6.0), input, inplace)
 
 
 def hardtanh(
     recording: Recording, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Any:
     """The row of hardtanh."""
-    return _activate(Clip(float(min_val), float(max_val)), input, inplace)
+    return (
+        NotImplemented
+        if min_val > max_val
+        else _activate(recording, Clip(float(min_val), float(max_val)), input, inplace)
+    )
 
 
 def prelu(recording: Recording, input: Tensor, weight: Tensor) -> Any:
     """The row of prelu: where(x > 0, x, w x), whose parts have no zero streams."""
-    if not reroutable(input, weight):
+    channels = input.shape[1] if input.dim() > 1 else 1
+    if not reroutable(input, weight) or weight.dim() > 1 or weight.numel() not in (1, channels):
         return NotImplemented
-    slopes = weight.view(-1, *[1] * (input.dim() - 2)) if weight.numel() > 1 and input.dim() > 1 else weight
+    slopes = weight.view(-1, *[1] * (input.dim() - 2)) if weight.numel() > 1 and input.dim() > 1 else weight.view(())
     return torch.where(input > 0, input, slopes * input)

@@ -59,14 +59,16 @@ class Maximum:
 
 
 class Pool(Node):
-    """P x. `y` is given where the forward has been computed with the indices. Highest gradient order: any."""
+    """P x, which is `known` where the forward has been computed with the indices. Highest gradient order: any."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pool: LinearPool, indices: Tensor | None, y: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, pool: LinearPool, indices: Tensor | None, known: tuple[Tensor, ...] = ()
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(indices)
         ctx.pool, ctx.shape, ctx.layout = pool, x.shape, layout_of(x)
-        return pool.apply(x, indices) if y is None else y
+        return known[0] if known else pool.apply(x, indices)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
@@ -94,7 +96,7 @@ class Unpool(Node):
         if t is None:
             return None, None, None, None, None
         (indices,) = ctx.saved_tensors
-        return Pool.apply(t, ctx.pool, indices, None), None, None, None, None
+        return Pool.apply(t, ctx.pool, indices, ()), None, None, None, None
 
 
 def average(dims: int) -> Any:
@@ -115,9 +117,9 @@ def average(dims: int) -> Any:
         if not reroutable(input) or input.dim() != dims + 2:
             return NotImplemented
         size = _list(kernel_size, dims)
-        stride = size if stride is None else _list(stride, dims)
+        stride = _stride(stride, size, dims)
         options = (size, stride, _list(padding, dims), ceil_mode, count_include_pad, divisor_override)
-        return Pool.apply(input, Average(forward, backward, options), None, None)
+        return Pool.apply(input, Average(forward, backward, options), None, ())
 
     return row
 
@@ -134,7 +136,7 @@ def adaptive_average(dims: int) -> Any:
         size = [input.shape[d - dims] if n is None else n for d, n in enumerate(given)]
         if all(n == 1 for n in size):
             return NotImplemented
-        return Pool.apply(input, Average(forward, backward, (size,)), None, None)
+        return Pool.apply(input, Average(forward, backward, (size,)), None, ())
 
     return row
 
@@ -157,11 +159,11 @@ def maximum(dims: int) -> Any:
         if return_indices or not reroutable(input) or input.dim() != dims + 2:
             return NotImplemented
         size = _list(kernel_size, dims)
-        stride = size if stride is None else _list(stride, dims)
+        stride = _stride(stride, size, dims)
         options = (size, stride, _list(padding, dims), _list(dilation, dims), ceil_mode)
         with torch.no_grad():
             y, indices = forward(input, *options)
-        return Pool.apply(input, Maximum(backward, options, dims), indices, y)
+        return Pool.apply(input, Maximum(backward, options, dims), indices, (y,))
 
     return row
 
@@ -206,7 +208,7 @@ def adaptive_average1d(recording: Recording, input: Tensor, output_size: Any) ->
 
 def _flat_window(kernel_size: Any, stride: Any, padding: Any) -> tuple[list[Any], list[Any], list[Any]]:
     size = [1, *_list(kernel_size, 1)]
-    return size, size if stride is None else [1, *_list(stride, 1)], [0, *_list(padding, 1)]
+    return size, [1, *_stride(stride, size[1:], 1)], [0, *_list(padding, 1)]
 
 
 def _on_height_one(input: Tensor, row: Any, recording: Recording, *options: Any) -> Any:
@@ -216,8 +218,13 @@ def _on_height_one(input: Tensor, row: Any, recording: Recording, *options: Any)
     return y if y is NotImplemented else y.squeeze(2)
 
 
+def _stride(value: Any, size: list[Any], dims: int) -> list[Any]:
+    """The window's size where no stride is given: None or an empty tuple."""
+    return size if value is None or (hasattr(value, "__iter__") and not list(value)) else _list(value, dims)
+
+
 def _list(value: Any, dims: int) -> list[Any]:
-    if value is None or isinstance(value, int):
-        return [value] * dims
-    values = list(value)
+    if value is None:
+        return [None] * dims
+    values = list(value) if hasattr(value, "__iter__") else [int(value)]
     return values * dims if len(values) == 1 else values

@@ -35,12 +35,13 @@ def share(scores: Tensor, penalty: Tensor, entry: Any, recording: Recording, sca
     """
     if not recording.active or recording.hooked or scores.numel() != len(scores):
         return scores, penalty
-    found = parameters(scores, entry)
+    found = parameters_between(entry, scores, recording)
     if found is None or not found[0]:
         return scores, penalty
     weights, others = found
-    graph = _Graph((scores, penalty), recording, scale, len(weights))
-    return _Shared.apply(graph, *weights, *others)
+    parameters = (*weights, *others)
+    graph = _Graph((scores, penalty), parameters, recording, scale, len(weights))
+    return _Shared.apply(graph, *parameters)
 
 
 @dataclass
@@ -51,6 +52,7 @@ class _Graph:
     """
 
     outputs: tuple[Tensor, Tensor] | None
+    parameters: tuple[Tensor, ...]
     recording: Recording
     scale: Tensor | None
     count: int
@@ -62,7 +64,6 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, graph: _Graph, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*parameters)
         ctx.graph = graph
         assert graph.outputs is not None
         scores, penalty = graph.outputs
@@ -70,14 +71,17 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_scores: Tensor | None, grad_penalty: Tensor | None) -> tuple[Any, ...]:
-        parameters, graph = ctx.saved_tensors, ctx.graph
+        graph = ctx.graph
+        parameters = graph.parameters
+        if any(p._backward_hooks for p in parameters[graph.count :]):
+            raise RuntimeError("a hook was put on a parameter after score_and_penalty: put it on before")
         if graph.outputs is None:
             raise RuntimeError("Trying to backward through scores and penalty a second time: wanted retain_graph=True")
         scores, penalty = graph.outputs
         create_graph = torch.is_grad_enabled()
         keep = create_graph or _keeps_graph()
         if not keep:
-            graph.outputs = None
+            graph.outputs, graph.parameters = None, ()
         if grad_scores is None or grad_penalty is None or create_graph:
             pairs = [(y, g) for y, g in ((scores, grad_scores), (penalty, grad_penalty)) if g is not None]
             grads = _gradients(pairs, parameters, keep, create_graph)
@@ -121,7 +125,7 @@ def _gradients(
     return list(found)
 
 
-def parameters(scores: Tensor, entry: Any) -> tuple[list[Tensor], list[Tensor]] | None:
+def parameters_between(entry: Any, scores: Tensor, recording: Recording) -> tuple[list[Tensor], list[Tensor]] | None:
     """The weights and biases of the rows between x and the scores, and the leaves that enter between them otherwise;
     None where the reasoning above does not hold."""
     batch = len(scores)
@@ -140,10 +144,10 @@ def parameters(scores: Tensor, entry: Any) -> tuple[list[Tensor], list[Tensor]] 
         off_path = [n for n in edges if not depends[n]]
         kind: Any = type(node)
         if kind is Apply._backward_cls:
-            if not depends[node.next_functions[0][0]] or sum(on_path) != 1:
+            if node.recording is not recording or not depends[node.next_functions[0][0]] or sum(on_path) != 1:
                 return None
-            _, w, b = node.saved_tensors
-            weights.update({id(p): p for p in (w, b) if p is not None and p.requires_grad})
+            _, w = node.saved_tensors
+            weights.update({id(p): p for p in (w, node.bias) if p is not None and p.requires_grad})
             of_weights += off_path
         elif kind not in (Activate._backward_cls, Pool._backward_cls):
             rule = _LINEAR.get(node.name())
@@ -153,8 +157,7 @@ def parameters(scores: Tensor, entry: Any) -> tuple[list[Tensor], list[Tensor]] 
     if not depends[scores.grad_fn]:
         return None
     others, behind = _leaves(of_others, entry), _leaves(of_weights, entry)
-    hooked = any(p._backward_hooks for p in (*weights.values(), *others.values()))
-    if hooked or others.keys() & behind.keys():
+    if others.keys() & behind.keys() or any(p._backward_hooks for p in others.values()):
         return None
     return list(weights.values()), list(others.values())
 
@@ -203,13 +206,24 @@ def _anything(node: Any, on_path: list[bool]) -> bool:
     return True
 
 
+def _aligned(node: Any, on_path: list[bool]) -> bool:
+    """The inputs on the path have the rank of the result, so that their batches meet sample by sample."""
+    edges = [n for n, _ in node.next_functions if n is not None]
+    rank = len(node._input_metadata[0].shape)
+    return all(len(n._input_metadata[0].shape) == rank for n, on in zip(edges, on_path, strict=True) if on)
+
+
 def _one_factor(node: Any, on_path: list[bool]) -> bool:
     """A product in which x is one factor only."""
-    return sum(on_path) == 1
+    return sum(on_path) == 1 and _aligned(node, on_path)
 
 
 def _numerator(node: Any, on_path: list[bool]) -> bool:
-    return on_path[0] and sum(on_path) == 1 and node.next_functions[0][0] is not None
+    return on_path[0] and node.next_functions[0][0] is not None and _one_factor(node, on_path)
+
+
+def _pads_a_sample(node: Any, on_path: list[bool]) -> bool:
+    return len(node._saved_pad) // 2 < len(node._input_metadata[0].shape)
 
 
 _LINEAR: dict[str, Callable[[Any, list[bool]], bool]] = {
@@ -222,11 +236,7 @@ _LINEAR: dict[str, Callable[[Any, list[bool]], bool]] = {
             "CloneBackward0",
             "ToCopyBackward0",
             "SqueezeBackward0",
-            "AddBackward0",
-            "SubBackward0",
             "NegBackward0",
-            "WhereBackward0",
-            "ConstantPadNdBackward0",
             "ReflectionPad1DBackward0",
             "ReflectionPad2DBackward0",
             "ReplicationPad2DBackward0",
@@ -255,6 +265,8 @@ _LINEAR: dict[str, Callable[[Any, list[bool]], bool]] = {
         ),
         _keeps_batch,
     ),
+    **dict.fromkeys(("AddBackward0", "SubBackward0", "WhereBackward0"), _aligned),
+    "ConstantPadNdBackward0": _pads_a_sample,
     "MulBackward0": _one_factor,
     "DivBackward0": _numerator,
 }
