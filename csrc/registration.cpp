@@ -11,4 +11,6 @@ STABLE_TORCH_LIBRARY_IMPL(gpkernels, CPU, m) {
   m.impl("grad_norm_penalty", TORCH_BOX(&gpkernels::cpu::grad_norm_penalty));
   m.impl("grad_norm_penalty_backward", TORCH_BOX(&gpkernels::cpu::grad_norm_penalty_backward));
   m.impl("grad_norm_penalty_double_backward", TORCH_BOX(&gpkernels::cpu::grad_norm_penalty_double_backward));
+  m.impl("norm_act_backward", TORCH_BOX(&gpkernels::cpu::norm_act_backward));
+  m.impl("norm_act_double_backward", TORCH_BOX(&gpkernels::cpu::norm_act_double_backward));
 }

@@ -20,6 +20,7 @@ from shim import build
 
 from gpkernels.ops.grad_penalty import reference as penalty_reference
 from gpkernels.ops.interpolate import reference as interpolate_reference
+from gpkernels.ops.norm_act import reference as norm_reference
 from gpkernels.ops.perturb import reference as perturb_reference
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +83,14 @@ def test_memory_is_accessed_16_bytes_at_a_time(compiled, arch):
         "double backward, dots": ("reduce_rows.*DotTermIfE", 2, 0),
         "double backward, rows": ("map_rows.*SecondMapIfE", 2, 1),
         "double backward, columns": ("map_columns.*SecondMapIfE", 2, 1),
+        # Sums and map; in runs both twice, with a gamma a run and one an element.
+        "norm, runs": ("norm_runs.*NormPassIfLb0E", 12, 2),
+        "norm, bands": ("norm_bands.*NormPassIfLb0E", 6, 1),
+        "norm, samples": ("norm_samples.*NormPassIfLb0E", 3, 1),
+        "norm twice, runs": ("norm_runs.*NormPassIfLb1E", 16, 4),
+        "norm twice, runs of 2 bytes": ("norm_runs.*BFloat16ELb1E", 16, 4),
+        "norm twice, bands": ("norm_bands.*NormPassIfLb1E", 8, 2),
+        "norm twice, samples": ("norm_samples.*NormPassIfLb1E", 4, 2),
     }
     for kernel, (pattern, loads, stores) in wanted.items():
         (text,) = [text for name, text in functions.items() if re.search(pattern, name)]
@@ -285,6 +294,94 @@ def test_nan_and_inf_stay_visible(ops, norm, bad):
     assert not saved[0, 0, 3].isfinite()
 
 
+# shape: the numbers of groups
+NORM_SHAPES = {
+    (4, 6): (0, 1, 2, 6),
+    (300, 8): (0, 1, 4),  # samples by parts
+    (9000, 3): (0,),  # split columns
+    (3, 20_000): (1, 4),  # split rows
+    (5, 8, 2, 2): (0, 1, 8),  # runs too short for a batch's
+    (3, 16, 4, 4): (0, 1, 4, 16),
+    (2, 12, 5, 7): (0, 1, 3, 12),
+    (70, 6, 3): (0, 2),
+    (2, 20, 8): (2,),  # more threads than runs
+    (2, 3, 2, 4, 3): (0, 1, 3),
+    (2, 300, 3, 5): (1, 10, 20),  # bands of a part of a group; of groups of 30, of 15
+    (2, 1024, 3, 3): (1, 2),
+    (2, 8, 40, 60): (0, 1, 2, 8),  # split groups
+}
+
+
+def norms_agree(ops, x, grad_out, tangent, groups, act, affine, need_affine, what):
+    dtype, accumulation, channels = x.dtype, torch.promote_types(x.dtype, torch.float32), x.shape[1]
+    weight = torch.randn(channels, dtype=accumulation) if affine else None
+    if affine and channels > 1:
+        weight[0] = 0.0
+    z, mean, rstd = norm_reference.norm_act(x, weight, None, groups, 0.1, 0.2 if act else None)
+    given = (grad_out, x, torch.empty_like(x).copy_(z) if act else None, mean, rstd, weight, groups, 0.2)
+    doubles = [a.double() if isinstance(a, torch.Tensor) else a for a in given]
+    before = build.launches()
+    got = ops["norm_act_backward"](*given, need_affine)
+    between = build.launches()
+    got += ops["norm_act_double_backward"](tangent, *given)
+    assert between - before <= (3 if need_affine else 2), what
+    assert build.launches() - between <= 3, what
+    wanted = norm_reference.norm_act_backward(*doubles, need_affine)
+    wanted += norm_reference.norm_act_double_backward(tangent.double(), *doubles)
+    for index, (one, other) in enumerate(zip(got, wanted, strict=True)):
+        like_x = index in (0, 3, 4)
+        if like_x:
+            assert one.stride() == x.stride(), what
+        tolerance = TOLERANCE[dtype] if like_x else 5 * TOLERANCE[accumulation]  # sums over a channel may cancel
+        scale = max([1.0, *other.abs().reshape(-1).max(0).values.reshape(-1).tolist()]) if other.numel() else 1.0
+        close(one, other.to(dtype if like_x else accumulation), tolerance * scale, f"{what} result {index}")
+
+
+@pytest.mark.parametrize("shape", NORM_SHAPES, ids=str)
+def test_norm_act(ops, shape):
+    options = list(itertools.product((True, False), repeat=3))
+    for index, ((_, dtype, layout), groups) in enumerate(itertools.product(cases([shape]), NORM_SHAPES[shape])):
+        x, grad_out, tangent = (draw(shape, dtype, layout) for _ in range(3))
+        for chosen in (options[index % 8], options[(5 * index + 3) % 8]):
+            what = f"{shape} {dtype} {layout.__name__} groups={groups} act, affine, need_affine={chosen}"
+            norms_agree(ops, x, grad_out, tangent, groups, *chosen, what)
+
+
+def test_sums_of_a_million_keep_their_digits(ops):
+    """float32, what is summed far from 0: added up one by one, a thousandth would be lost."""
+    for layout, groups in itertools.product((contiguous, channels_last), (0, 1)):
+        x, grad_out, tangent = (draw((1, 2, 700, 720), torch.float32, layout) + 3 for _ in range(3))
+        statistics = norm_reference.statistics(x.double(), groups, 1e-5)
+        mean, rstd = (value.float() for value in statistics)
+        got = ops["norm_act_backward"](grad_out, x, None, mean, rstd, None, groups, 0.2, True)
+        got += ops["norm_act_double_backward"](tangent, grad_out, x, None, mean, rstd, None, groups, 0.2)
+        grad_out, x, tangent = grad_out.double(), x.double(), tangent.double()
+        wanted = norm_reference.norm_act_backward(grad_out, x, None, *statistics, None, groups, 0.2, True)
+        wanted += norm_reference.norm_act_double_backward(tangent, grad_out, x, None, *statistics, None, groups, 0.2)
+        for one, other in zip(got, wanted, strict=True):
+            size = 10.0 if one.shape == x.shape else 10.0 * 700 * 720  # of what is added up
+            assert (one - other).abs().max() <= 3e-6 * size, f"{layout.__name__} groups={groups}"
+
+
+def test_norm_act_keeps_nan_in_its_group(ops):
+    """A NaN of z counts as not positive; one of grad_out spoils its own group, whatever the way it is summed."""
+    for shape, layout in itertools.product(((3, 4), (3, 4, 2, 3), (2, 4, 96, 96)), (contiguous, channels_last)):
+        if layout is channels_last and len(shape) < 3:
+            continue
+        x, z, grad_out = (draw(shape, torch.float32, layout) for _ in range(3))
+        mean, rstd = norm_reference.statistics(x, 2, 0.1)
+        spoilt, negative = z.clone(), z.clone()
+        spoilt[0, 0], negative[0, 0] = float("nan"), -1.0
+        one, other = (
+            ops["norm_act_backward"](grad_out, x, signs, mean, rstd, None, 2, 0.2, True) for signs in (spoilt, negative)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        grad_out[1, 3] = float("nan")
+        (grad_x, *_) = ops["norm_act_backward"](grad_out, x, z, mean, rstd, None, 2, 0.2, False)
+        assert grad_x[1, 2:].isnan().all()
+        assert grad_x.isnan().sum() == grad_x[1, 2:].numel()
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 3, 4), (2, 0, 4), (2, 3, 0)], ids=str)
 def test_empty_tensors(ops, shape):
     x = torch.zeros(shape)
@@ -304,9 +401,19 @@ def test_empty_tensors(ops, shape):
         second = ops["grad_norm_penalty_double_backward"](x, upstream, x, saved, *options)
         wanted = CPU.grad_norm_penalty_double_backward(x, upstream, x, saved, *options)
         torch.testing.assert_close(second, wanted, equal_nan=True)
+    for groups in (0, 1):
+        mean = rstd = torch.ones((shape[0], groups) if groups else (shape[1],))
+        before = build.launches()
+        grad_x, *affine = ops["norm_act_backward"](x, x, None, mean, rstd, None, groups, 0.2, True)
+        out_tangent, in_x, in_weight = ops["norm_act_double_backward"](x, x, x, None, mean, rstd, None, groups, 0.2)
+        assert build.launches() == before
+        assert grad_x.shape == out_tangent.shape == in_x.shape == shape
+        for sums in (*affine, in_weight):
+            assert torch.equal(sums, torch.zeros(shape[1]))
 
 
 X = torch.randn(2, 3)
+ROWS = torch.ones(2)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +434,31 @@ X = torch.randn(2, 3)
             "grad_norm_penalty_backward",
             (torch.rand(()), X, torch.rand(3), 0, 1.0, 0, 0, 0),
             "saved: wanted 2 contiguous elements, got 3",
+        ),
+        (
+            "norm_act_backward",
+            (X, X, None, ROWS, ROWS, None, 2, 0.2, True),
+            "groups: wanted 0 or a divisor of the 3 channels, got 2",
+        ),
+        (
+            "norm_act_backward",
+            (X, X, X.double(), ROWS, ROWS, None, 1, 0.2, True),
+            "z: wanted the dtype of x",
+        ),
+        (
+            "norm_act_backward",
+            (X, X, None, ROWS, torch.ones(3), None, 1, 0.2, True),
+            "rstd: wanted 2 contiguous elements, got 3",
+        ),
+        (
+            "norm_act_double_backward",
+            (X[:1], X, X, None, ROWS, ROWS, ROWS, 1, 0.2),
+            "weight: wanted 3 contiguous elements, got 2",
+        ),
+        (
+            "norm_act_double_backward",
+            (X[:1], X, X, None, ROWS, ROWS, None, 1, 0.2),
+            "tangent: wanted the shape and strides of x",
         ),
     ],
 )

@@ -40,6 +40,13 @@ def samples(dtype):
             yield OPS.grad_norm_penalty_backward, (upstream, real, saved, *options)
             tangent = torch.randn_like(real)
             yield OPS.grad_norm_penalty_double_backward, (tangent, upstream, real, saved, *options)
+        z, tangent, weight = torch.randn_like(real), torch.randn_like(real), torch.randn(3, dtype=accumulation)
+        for groups, signs, gamma in itertools.product((0, 1, 3), (None, z), (None, weight)):
+            mean, rstd = (torch.rand((2, groups) if groups else (3,), dtype=accumulation) for _ in range(2))
+            options = (real, signs, mean, rstd, gamma, groups, 0.2)
+            for need_affine in (True, False):
+                yield OPS.norm_act_backward, (tangent, *options, need_affine)
+            yield OPS.norm_act_double_backward, (tangent, torch.randn_like(real), *options)
 
 
 def test_opcheck_schema_and_fake():
@@ -56,7 +63,7 @@ def test_opcheck_dynamic_shapes():
         if key not in seen:
             seen.add(key)
             torch.library.opcheck(op.default, arguments)
-    assert len({name for name, _ in seen}) == 7
+    assert len({name for name, _ in seen}) == 9
 
 
 def test_every_backend_keeps_shape_dtype_and_strides(backend):

@@ -31,4 +31,15 @@ std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_
                                                              double target, int64_t norm, int64_t axes,
                                                              int64_t reduction);
 
+// norm_act.cpp
+std::tuple<Tensor, Tensor, Tensor> norm_act_backward(const Tensor& grad_out, const Tensor& x,
+                                                     const std::optional<Tensor>& z, const Tensor& mean,
+                                                     const Tensor& rstd, const std::optional<Tensor>& weight,
+                                                     int64_t groups, double slope, bool need_affine);
+std::tuple<Tensor, Tensor, Tensor> norm_act_double_backward(const Tensor& tangent, const Tensor& grad_out,
+                                                            const Tensor& x, const std::optional<Tensor>& z,
+                                                            const Tensor& mean, const Tensor& rstd,
+                                                            const std::optional<Tensor>& weight, int64_t groups,
+                                                            double slope);
+
 }  // namespace gpkernels::cpu

@@ -30,10 +30,6 @@ constexpr int64_t kMaxBlocks = 4096;    // of a grid that strides: several waves
 constexpr int64_t kSplitBlocks = 1024;  // wanted where rows are split
 constexpr int kSlices = 8;
 
-inline int64_t at_most(int64_t a, int64_t limit) {
-  return a < limit ? a : limit;
-}
-
 template <class T>
 ReducePlan plan_reduce(Groups groups, bool pointers_aligned) {
   ReducePlan plan{groups, groups.inner != 1, false, kThreads, 1, 1, groups.reduce, 1};

@@ -55,4 +55,27 @@ void launch_penalty_double_backward(ScalarType dtype, const PenaltyOptions& opti
                                     const void* grad_out, const void* grad, const void* saved, void* out_grad,
                                     void* out_grad_out, void* dots, double* scratch, cudaStream_t stream);
 
+// The first derivative of norm_act, or the second where there is a tangent, of tensors that are not empty. Statistics,
+// weight and sums are in the accumulation dtype.
+struct NormCall {
+  int64_t batch, channels, pixels;
+  int64_t groups;           // of a sample's channels, each with statistics; 0: each channel of the batch has
+  bool channels_innermost;  // in memory: channels_last, or no pixels
+  double slope;
+  const void* tangent;  // null in the first derivative
+  const void* grad_out;
+  const void* x;
+  const void* z;  // null: no activation
+  const void* mean;
+  const void* rstd;
+  const void* weight;  // null: ones
+  void* out_tangent;   // null in the first derivative
+  void* out_x;
+  void* channel_sums[2];  // grad_weight and grad_bias, null where not wanted; or in_weight
+};
+
+// Doubles of scratch memory.
+int64_t norm_scratch(ScalarType dtype, const NormCall& call);
+void launch_norm(ScalarType dtype, const NormCall& call, double* scratch, cudaStream_t stream);
+
 }  // namespace gpkernels::cuda

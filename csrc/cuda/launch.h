@@ -17,6 +17,10 @@ GPK_HD int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
+GPK_HD int64_t at_most(int64_t a, int64_t limit) {
+  return a < limit ? a : limit;
+}
+
 // `blocks` is below 2^31: a kernel that could need more strides over its grid.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream, const Arguments&... arguments) {

@@ -11,4 +11,6 @@ STABLE_TORCH_LIBRARY_IMPL(GPK_LIBRARY, GPK_DEVICE, m) {
   m.impl("grad_norm_penalty", TORCH_BOX(&gpkernels::cuda::grad_norm_penalty));
   m.impl("grad_norm_penalty_backward", TORCH_BOX(&gpkernels::cuda::grad_norm_penalty_backward));
   m.impl("grad_norm_penalty_double_backward", TORCH_BOX(&gpkernels::cuda::grad_norm_penalty_double_backward));
+  m.impl("norm_act_backward", TORCH_BOX(&gpkernels::cuda::norm_act_backward));
+  m.impl("norm_act_double_backward", TORCH_BOX(&gpkernels::cuda::norm_act_double_backward));
 }

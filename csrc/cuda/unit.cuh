@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../dtypes.h"
 #include "launch.h"
@@ -13,11 +14,11 @@ template <class T>
 constexpr int kUnit = sizeof(T) == 2 ? 8 : 4;
 
 template <class T, int kCount = kUnit<T>>
-struct alignas(kCount == 1 ? sizeof(T) : 16) Unit {
+struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Unit {
   T item[kCount];
 };
 
-// `p` is aligned to 16 bytes, or kCount is 1.
+// `p` is aligned as a unit is.
 template <class T, int kCount = kUnit<T>>
 __device__ __forceinline__ Unit<T, kCount> load(const T* p) {
   return *reinterpret_cast<const Unit<T, kCount>*>(p);
@@ -29,11 +30,12 @@ __device__ __forceinline__ void store(T* p, const Unit<T, kCount>& unit) {
     *p = unit.item[0];
   } else {
     // An assignment could be taken apart into stores of single items; the intrinsic is one store.
-    uint4 pieces[sizeof(unit) / sizeof(uint4)];
+    using Piece = std::conditional_t<sizeof(unit) % sizeof(uint4) == 0, uint4, uint2>;
+    Piece pieces[sizeof(unit) / sizeof(Piece)];
     memcpy(pieces, &unit, sizeof(unit));
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(unit) / sizeof(uint4)); ++i)
-      __stwb(reinterpret_cast<uint4*>(p) + i, pieces[i]);
+    for (int i = 0; i < static_cast<int>(sizeof(unit) / sizeof(Piece)); ++i)
+      __stwb(reinterpret_cast<Piece*>(p) + i, pieces[i]);
   }
 }
 

@@ -32,6 +32,8 @@ OPS = (
     "grad_norm_penalty",
     "grad_norm_penalty_backward",
     "grad_norm_penalty_double_backward",
+    "norm_act_backward",
+    "norm_act_double_backward",
 )
 TORCH = Path(torch.__file__).parent
 INCLUDES = [f"-I{SHIM}", f"-I{CUDA}", f"-I{TORCH / 'include'}"]

@@ -21,6 +21,9 @@ using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
 cudaError_t cudaGetLastError();
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -53,7 +56,8 @@ int64_t launches();
 #define blockDim (shim::position().block_size)
 #define gridDim (shim::position().grid_size)
 
-inline void __stwb(uint4* p, uint4 value) {
+template <class V>
+void __stwb(V* p, V value) {
   *p = value;
 }
 

@@ -108,6 +108,39 @@ void run_penalty(ScalarType dtype, Norm norm, Reduction reduction, Groups groups
   second.check("double backward"), in_upstream.check("double backward in grad_out");
 }
 
+struct NormCase {
+  int64_t batch, channels, pixels, groups;
+  bool channels_innermost;
+};
+
+void run_norm(ScalarType dtype, NormCase of, int64_t shift) {
+  const int64_t numel = of.batch * of.channels * of.pixels;
+  const int64_t groups = of.groups == 0 ? of.channels : of.batch * of.groups;
+  const ScalarType sums = accumulation(dtype);
+  Buffer tangent(dtype, numel, shift), grad_out(dtype, numel, shift), x(dtype, numel, shift), z(dtype, numel, shift);
+  Buffer mean(sums, groups), rstd(sums, groups), weight(sums, of.channels);
+  for (const Buffer* given : {&tangent, &grad_out, &x, &z, &mean, &rstd, &weight}) given->fill();
+  Buffer first(dtype, numel, shift), second(dtype, numel, shift), third(dtype, numel, shift);
+  Buffer grad_weight(sums, of.channels), grad_bias(sums, of.channels), in_weight(sums, of.channels);
+  const auto launch_with_scratch = [&](const NormCall& call) {
+    Buffer scratch(ScalarType::Double, norm_scratch(dtype, call));
+    launch_norm(dtype, call, static_cast<double*>(scratch.get()), nullptr);
+  };
+  NormCall call{of.batch, of.channels, of.pixels, of.groups, of.channels_innermost, 0.2};
+  call.grad_out = grad_out.get(), call.x = x.get(), call.z = z.get();
+  call.mean = mean.get(), call.rstd = rstd.get(), call.weight = weight.get();
+  call.out_x = first.get();
+  launch_with_scratch(call);
+  first.check("norm backward without affine");
+  call.channel_sums[0] = grad_weight.get(), call.channel_sums[1] = grad_bias.get();
+  launch_with_scratch(call);
+  grad_weight.check("norm grad_weight"), grad_bias.check("norm grad_bias");
+  call.tangent = tangent.get(), call.out_tangent = second.get(), call.out_x = third.get();
+  call.channel_sums[0] = in_weight.get(), call.channel_sums[1] = nullptr;
+  launch_with_scratch(call);
+  second.check("norm double backward"), third.check("norm double backward in x"), in_weight.check("norm in_weight");
+}
+
 __global__ void racy(float* out) {
   __shared__ float shared[kThreads];
   shared[threadIdx.x] = static_cast<float>(threadIdx.x);
@@ -139,6 +172,15 @@ int main(int count, char** arguments) {
       run_penalty(dtype, norm, Reduction::sum, {2, 40, 72}, 0);     // columns shared by threads
       run_penalty(dtype, norm, Reduction::mean, {2, 3, 301}, 1);    // columns, unaligned
     }
+    const int64_t split = 33'000 / item_size(dtype);     // elements of a group that two blocks share
+    run_norm(dtype, {1, 2, split / 2, 1, false}, 0);     // runs
+    run_norm(dtype, {3, 6, 35, 3, false}, 1);            // several groups of runs a block, unaligned
+    run_norm(dtype, {40, 2, 64, 0, false}, 0);           // runs of a batch
+    run_norm(dtype, {1, split, 1, 1, true}, 0);          // a sample over several blocks
+    run_norm(dtype, {70, 36, 1, 2, true}, 1);            // several samples a block, channels in parts
+    run_norm(dtype, {1, 8, split / 8 + 1, 4, true}, 0);  // bands of several groups
+    run_norm(dtype, {1, 300, 5, 1, true}, 1);            // bands of a part of a group
+    run_norm(dtype, {split / 4 + 1, 4, 1, 0, true}, 0);  // bands of a batch
   }
   std::puts("all kernels ran");
 }
