@@ -269,7 +269,7 @@ def uncompiled(critic: Critic) -> Critic:
     if original is not None or _has_compiled_module(critic):
         warnings.warn(
             "critic: a compiled critic has no second derivative, so the penalty runs its uncompiled original",
-            stacklevel=5,
+            stacklevel=_callers_level(),
         )
     return critic if original is None else original
 
@@ -278,3 +278,11 @@ def _has_compiled_module(critic: Critic) -> bool:
     if "torch._dynamo" not in sys.modules or not isinstance(critic, torch.nn.Module):
         return False
     return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in critic.modules())
+
+
+def _callers_level() -> int:
+    """The stack level, for the function that warns, of the first frame outside this package and torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("gpkernels", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level

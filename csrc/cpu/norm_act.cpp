@@ -17,13 +17,17 @@ namespace {
 // Pixels of a channel from which the runs of a batch are summed one by one.
 constexpr int64_t kRunPixels = 512;
 
-template <class A>
-void sum_rows(const A* x, int64_t rows, int64_t width, A* out) {
-  for_each_task(ceil_div(width, kColumns), rows * kColumns, [&](int64_t tile) {
-    const int64_t begin = tile * kColumns, count = std::min(kColumns, width - begin);
+// Adds up `rows` rows of shares, each of `width` channels.
+template <bool kSecond, class A>
+void sum_shares(AffineSums<A> shares, int64_t rows, int64_t width, AffineSums<A> out) {
+  const int64_t tiles = ceil_div(width, kColumns);
+  for_each_task(kSecond ? tiles : 2 * tiles, rows * std::min(width, kColumns), [&](int64_t task) {
+    const int64_t begin = task % tiles * kColumns, count = std::min(kColumns, width - begin);
+    const A* from = task < tiles ? shares.weight : shares.bias;
+    A* to = task < tiles ? out.weight : out.bias;
     double sums[kColumns] = {};
-    add_rows(x + begin, rows, width, count, sums);
-    std::transform(sums, sums + count, out + begin, [](double sum) { return static_cast<A>(sum); });
+    add_rows(from + begin, rows, width, count, sums);
+    std::transform(sums, sums + count, to + begin, [](double sum) { return static_cast<A>(sum); });
   });
 }
 
@@ -80,7 +84,7 @@ void run_rows(const NormProblem<T, kSecond>& p) {
   if (length <= kCached && batch >= kBlocks) {
     const int64_t block_samples = std::min(kUnitRows, ceil_div(ceil_div(batch, kBlocks), kTogether) * kTogether);
     const int64_t blocks = ceil_div(batch, block_samples), values = kAffine ? blocks * channels : 0;
-    std::unique_ptr<A[]> of_weight(new A[values]), of_bias(new A[kSecond ? 0 : values]);
+    const std::unique_ptr<A[]> of_weight(new A[values]), of_bias(new A[kSecond ? 0 : values]);
     for_each_task(blocks, block_samples * channels, [&](int64_t block) {
       const AffineSums<A> affine{of_weight.get() + block * channels, of_bias.get() + block * channels};
       clear(affine, 0, channels);
@@ -98,8 +102,7 @@ void run_rows(const NormProblem<T, kSecond>& p) {
           map(group, sample, count, 0, length, &coefs[group * kTogether], affine);
       }
     });
-    if constexpr (kAffine) sum_rows(of_weight.get(), blocks, channels, p.affine.weight);
-    if constexpr (kAffine && !kSecond) sum_rows(of_bias.get(), blocks, channels, p.affine.bias);
+    if constexpr (kAffine) sum_shares<kSecond, A>({of_weight.get(), of_bias.get()}, blocks, channels, p.affine);
     return;
   }
   const int64_t rows = batch * groups, tiles = ceil_div(length, kColumns);
@@ -130,15 +133,13 @@ void solve(NormProblem<T, kSecond> p) {
   if (shape.groups > 0 && shape.pixels == 1) return affine ? run_rows<true>(p) : run_rows<false>(p);
   const bool summed = affine && shape.groups > 0 && shape.batch > 1;
   const int64_t values = summed ? shape.batch * shape.channels : 0;
-  std::unique_ptr<A[]> of_weight(new A[values]), of_bias(new A[kSecond ? 0 : values]);
+  const std::unique_ptr<A[]> of_weight(new A[values]), of_bias(new A[kSecond ? 0 : values]);
   p.shares = summed ? AffineSums<A>{of_weight.get(), of_bias.get()} : p.affine;
   if (shape.channel_stride == 1 || (shape.groups == 0 && shape.pixels < kRunPixels))
     run<A>(Columns<T, kSecond>(p));
   else
     run<A>(Runs<T, kSecond>(p));
-  if (!summed) return;
-  sum_rows(of_weight.get(), shape.batch, shape.channels, p.affine.weight);
-  if constexpr (!kSecond) sum_rows(of_bias.get(), shape.batch, shape.channels, p.affine.bias);
+  if (summed) sum_shares<kSecond>(p.shares, shape.batch, shape.channels, p.affine);
 }
 
 template <class T>

@@ -21,6 +21,7 @@ class Recording:
         self.active = active  # calls are rerouted
         self.seeds: Tensor | None = None
         self.weights_wanted = False  # every weight is an input of the running torch.autograd.grad
+        self.norms: dict[int, Any] = {}  # by id, what the results of norms were made from; until the critic returns
         self.hooked = False  # the critic put a hook on a tensor or node, which must see every gradient
 
 
@@ -75,7 +76,9 @@ def reroutable(x: Tensor, *others: Tensor | None) -> bool:
     if not x.requires_grad or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     for t in (x, *others):
-        if t is not None and not (type(t) in _TYPES and t.dtype in _DTYPES and t.layout is torch.strided):
+        if t is not None and not (
+            type(t) in _TYPES and t.dtype in _DTYPES and t.layout is torch.strided and not t.is_nested
+        ):
             return False
     return True
 

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from gpkernels.double_backward._nodes import Recording
+from gpkernels.double_backward.pointwise import rescue
 from gpkernels.double_backward.table import BY_FUNCTION, NEEDED
 
 _HOOKS: frozenset[Any] = frozenset(
     (torch.Tensor.register_hook, torch.Tensor.retain_grad, vars(torch._C.TensorBase)["grad_fn"].__get__)
 )
 """What a critic must call to see or change a gradient inside."""
+
+
+_CHANGING = frozenset(
+    f"__{name}__"
+    for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior")
+)
+_ALIASING = frozenset((vars(torch._C.TensorBase)["data"].__get__, vars(torch._C.TensorBase)["data"].__set__))
 
 
 class Rerouting(TorchFunctionMode):
@@ -29,6 +40,10 @@ class Rerouting(TorchFunctionMode):
         super().__init__()
         self.recording = Recording(pays)
         self.rows = BY_FUNCTION if pays else NEEDED
+
+    def __exit__(self, *error: Any) -> None:
+        self.recording.norms.clear()
+        super().__exit__(*error)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -41,7 +56,20 @@ class Rerouting(TorchFunctionMode):
                 return result
         elif func in _HOOKS:
             self.recording.hooked = True
+        if _may_change(func, args, kwargs):
+            for tensor in tree_leaves((args[:1], kwargs.get("out"))):
+                if isinstance(tensor, Tensor):
+                    rescue(tensor)
         return func(*args, **kwargs)
+
+
+def _may_change(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call may change its first argument or `out`, now or by way of what it returns."""
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name in _CHANGING or func in _ALIASING
+    in_place = name.endswith("_") or name == "detach" or kwargs.get("out") is not None
+    return in_place or bool(kwargs.get("inplace")) or any(a is True for a in args[1:])
 
 
 def _under_checkpoint() -> bool:
@@ -104,7 +132,10 @@ def pays(critic: Callable[..., Any], x: Tensor) -> bool:
     """Whether to reroute for this critic at x, of shape (B, ...). True where its size is not plain to see."""
     if x.numel() >= SMALL >> 7 or not isinstance(critic, torch.nn.Module):
         return True
-    return len(x) * sum(p.numel() for p in critic.parameters()) >= SMALL
+    parameters = list(critic.parameters())
+    if any(isinstance(p, UninitializedParameter) for p in parameters):
+        return True
+    return len(x) * sum(p.numel() for p in parameters) >= SMALL
 
 
 class rerouted:
@@ -112,12 +143,10 @@ class rerouted:
 
     def __init__(self, create_graph: bool, pays: bool = True) -> None:
         self.mode = Rerouting(pays) if create_graph else None
-        self.stance: Any = None
+        self.uncompiled = _Uncompiled()
 
     def __enter__(self) -> Recording:
-        if "torch._dynamo" in sys.modules:
-            self.stance = torch.compiler.set_stance("force_eager")
-            self.stance.__enter__()
+        self.uncompiled.__enter__()
         if self.mode is None:
             return Recording(active=False)
         self.mode.__enter__()
@@ -126,5 +155,31 @@ class rerouted:
     def __exit__(self, *error: Any) -> None:
         if self.mode is not None:
             self.mode.__exit__(*error)
-        if self.stance is not None:
-            self.stance.__exit__(*error)
+        self.uncompiled.__exit__(*error)
+
+
+class _Uncompiled:
+    """Runs torch.compile'd functions as they were written. torch's stance is of the process: the first thread to come
+    sets it, the last to leave restores it."""
+
+    _lock = threading.Lock()
+    _inside = 0
+    _stance: Any = None
+
+    def __enter__(self) -> None:
+        self.entered = "torch._dynamo" in sys.modules
+        if not self.entered:
+            return
+        with _Uncompiled._lock:
+            if _Uncompiled._inside == 0:
+                _Uncompiled._stance = torch.compiler.set_stance("force_eager")
+                _Uncompiled._stance.__enter__()
+            _Uncompiled._inside += 1
+
+    def __exit__(self, *error: Any) -> None:
+        if not self.entered:
+            return
+        with _Uncompiled._lock:
+            _Uncompiled._inside -= 1
+            if _Uncompiled._inside == 0:
+                _Uncompiled._stance.__exit__(*error)

@@ -10,6 +10,7 @@ on that norm's x; the Norm's own node is left without a gradient to pass on.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -222,8 +223,9 @@ def _general(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a norm's result was made from; hangs on that tensor, so that it lives as long."""
+    """What a norm's result was made from."""
 
+    result: weakref.ref[Tensor]
     versions: tuple[int, ...]  # of y, x and weight
     x: Tensor
     weight: Tensor | None
@@ -233,9 +235,17 @@ class _Source:
     statistics: Statistics
 
 
-def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, forward: Forward, statistics: Statistics) -> Tensor:
+def _apply(
+    recording: Recording,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    forward: Forward,
+    statistics: Statistics,
+) -> Tensor:
     y, mean, rstd = Norm.apply(x, weight, bias, forward, statistics)
-    y._gpkernels_source = _Source(_versions(y, x, weight), x, weight, bias, mean, rstd, statistics)
+    source = _Source(weakref.ref(y), _versions(y, x, weight), x, weight, bias, mean, rstd, statistics)
+    recording.norms[id(y)] = source
     return y
 
 
@@ -243,11 +253,13 @@ def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(0 if t is None else t._version for t in tensors)
 
 
-def activated(y: Tensor, slope: float, act: Callable[..., Tensor], in_place: bool, keep_result: bool) -> Tensor | None:
+def activated(
+    recording: Recording, y: Tensor, slope: float, act: Callable[..., Tensor], in_place: bool, keep_result: bool
+) -> Tensor | None:
     """The activation of y fused with the norm whose result y is; None where y is something else, or x, y or the weight
     have changed or got a hook since."""
-    s = getattr(y, "_gpkernels_source", None)
-    if s is None or y._backward_hooks or s.versions != _versions(y, s.x, s.weight):
+    s = recording.norms.get(id(y))
+    if s is None or s.result() is not y or y._backward_hooks or s.versions != _versions(y, s.x, s.weight):
         return None
     inputs = (y, s.x, s.weight, s.bias, s.mean, s.rstd)
     return NormActivation.apply(*inputs, s.statistics, slope, act, in_place, keep_result)
@@ -277,7 +289,7 @@ def batch_norm(
     def forward(x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_batch_norm(x, w, b, running_mean, running_var, True, momentum, eps)
 
-    return _apply(_dense(input), weight, bias, forward, Statistics(0, eps))
+    return _apply(recording, _dense(input), weight, bias, forward, Statistics(0, eps))
 
 
 def _affine_norm(
@@ -308,7 +320,7 @@ def instance_norm(
     plain = running_mean is not None or running_var is not None or not use_input_stats
     if plain or not reroutable(input, weight, bias) or input.dim() < 3 or input.shape[2:].numel() <= 1:
         return NotImplemented
-    return _group_norm(input.contiguous(), input.shape[1], weight, bias, eps)
+    return _group_norm(recording, input.contiguous(), input.shape[1], weight, bias, eps)
 
 
 def group_norm(
@@ -324,10 +336,12 @@ def group_norm(
         return NotImplemented
     if input.numel() == input.shape[0] * num_groups:
         return NotImplemented
-    return _group_norm(input, num_groups, weight, bias, eps)
+    return _group_norm(recording, input, num_groups, weight, bias, eps)
 
 
-def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+def _group_norm(
+    recording: Recording, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Any:
     batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2:].numel()
     if torch.is_autocast_enabled(x.device.type):
         return NotImplemented
@@ -336,7 +350,7 @@ def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | No
         y, mean, rstd = torch.native_group_norm(x, w, b, batch, channels, pixels, groups, eps)
         return y.contiguous(memory_format=layout_of(x)), mean, rstd
 
-    return _apply(_dense(x), weight, bias, forward, Statistics(groups, eps))
+    return _apply(recording, _dense(x), weight, bias, forward, Statistics(groups, eps))
 
 
 def layer_norm(
@@ -357,7 +371,7 @@ def layer_norm(
     def forward(x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(x, shape, w, b, eps)
 
-    return _apply(input, weight, bias, forward, Statistics(1, eps, input.shape[-len(shape) :].numel()))
+    return _apply(recording, input, weight, bias, forward, Statistics(1, eps, input.shape[-len(shape) :].numel()))
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ derivative.
     Activate  y  = act(x)        to x: Slope(g)
     Slope     gx = act' g        to g: Slope(t)      to x: nothing (None, where torch makes zeros)
 
-act' is the same read off x or y. Each keeps the one that torch keeps, so that a critic may change the other in place.
+act' is the same read off x or y. y is kept, which the next layer keeps anyway, where torch keeps x for LeakyReLU. So
+that a critic may change y in place all the same, the mode calls `rescue` before it does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Leaky:
     """x where x > 0, else slope x, for slope >= 0."""
 
     slope: float
-    keeps_result = False
+    torch_keeps_result = False
 
     def apply(self, x: Tensor, *, in_place: bool) -> Tensor:
         return aten.leaky_relu_(x, self.slope) if in_place else aten.leaky_relu(x, self.slope)
@@ -38,7 +39,7 @@ class Leaky:
 @dataclass(frozen=True)
 class Relu:
     slope = 0.0
-    keeps_result = True
+    torch_keeps_result = True
 
     def apply(self, x: Tensor, *, in_place: bool) -> Tensor:
         return aten.relu_(x) if in_place else aten.relu(x)
@@ -53,7 +54,7 @@ class Clip:
 
     low: float
     high: float
-    keeps_result = False
+    torch_keeps_result = False
 
     def apply(self, x: Tensor, *, in_place: bool) -> Tensor:
         return aten.hardtanh_(x, self.low, self.high) if in_place else aten.hardtanh(x, self.low, self.high)
@@ -74,15 +75,16 @@ class Activate(Node):
         y = act.apply(x, in_place=in_place)
         if in_place:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(y if in_place or act.keeps_result else x)
-        ctx.act = act
+        ctx.save_for_backward(y)
+        ctx.act, ctx.rescued = act, None
+        ctx.may_change = not (in_place or act.torch_keeps_result)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
         if g is None:
             return None, None, None
-        (kept,) = ctx.saved_tensors
+        (kept,) = ctx.saved_tensors if ctx.rescued is None else (ctx.rescued,)
         act = ctx.act
         return (Slope.apply(g, kept.detach(), act) if torch.is_grad_enabled() else act.adjoint(g, kept)), None, None
 
@@ -106,11 +108,26 @@ class Slope(Node):
         return (Slope.apply(t, kept, act) if torch.is_grad_enabled() else act.adjoint(t, kept)), None, None
 
 
+def rescue(tensor: Tensor) -> None:
+    """Keeps a copy of an activation's result that is about to be changed, where torch would not need it."""
+    base = tensor if tensor._base is None else tensor._base
+    node: Any = base.grad_fn
+    if isinstance(node, _ACTIVATE) and node.may_change and node.rescued is None:
+        node.rescued = base.detach().clone()
+
+
+_ACTIVATE: Any = Activate._backward_cls
+
+
 def _activate(recording: Recording, act: Activation, x: Tensor, in_place: bool) -> Any:
     if not reroutable(x) or (in_place and x._is_view()):
         return NotImplemented
+    if in_place:
+        rescue(x)
     if not isinstance(act, Clip) and not recording.hooked:
-        fused = norms.activated(x, act.slope, act.apply, in_place, keep_result=in_place or act.keeps_result)
+        fused = norms.activated(
+            recording, x, act.slope, act.apply, in_place, keep_result=in_place or act.torch_keeps_result
+        )
         if fused is not None:
             return fused
     return Activate.apply(x, act, in_place)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gpkernels.double_backward._nodes import Recording
 from gpkernels.double_backward.bilinear import Apply
@@ -40,7 +41,9 @@ def share(scores: Tensor, penalty: Tensor, entry: Any, recording: Recording, sca
         return scores, penalty
     weights, others = found
     parameters = (*weights, *others)
-    graph = _Graph((scores, penalty), parameters, recording, scale, len(weights))
+    # edges, since a view's own moves when its base is changed in place
+    edges = tuple(get_gradient_edge(p) for p in parameters)
+    graph = _Graph((scores, penalty), edges, others, recording, scale)
     return _Shared.apply(graph, *parameters)
 
 
@@ -48,14 +51,15 @@ def share(scores: Tensor, penalty: Tensor, entry: Any, recording: Recording, sca
 class _Graph:
     """The recorded graph behind a pair of scores and penalty; the backward drops it as autograd drops its own.
 
-    Of the Function's parameters the first `count` are weights and biases of rows, which know what to do with seeds.
+    `inputs` are the edges of the parameters, those of `others` last: the ones before belong to rows, which know what to
+    do with seeds.
     """
 
     outputs: tuple[Tensor, Tensor] | None
-    parameters: tuple[Tensor, ...]
+    inputs: tuple[GradientEdge, ...]
+    others: list[Tensor]
     recording: Recording
     scale: Tensor | None
-    count: int
 
 
 class _Shared(torch.autograd.Function):
@@ -72,8 +76,8 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_scores: Tensor | None, grad_penalty: Tensor | None) -> tuple[Any, ...]:
         graph = ctx.graph
-        parameters = graph.parameters
-        if any(p._backward_hooks for p in parameters[graph.count :]):
+        inputs, others = graph.inputs, graph.others
+        if any(p._backward_hooks for p in others):
             raise RuntimeError("a hook was put on a parameter after score_and_penalty: put it on before")
         if graph.outputs is None:
             raise RuntimeError("Trying to backward through scores and penalty a second time: wanted retain_graph=True")
@@ -81,12 +85,12 @@ class _Shared(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         keep = create_graph or _keeps_graph()
         if not keep:
-            graph.outputs, graph.parameters = None, ()
+            graph.outputs, graph.inputs, graph.others = None, (), []
         if grad_scores is None or grad_penalty is None or create_graph:
             pairs = [(y, g) for y, g in ((scores, grad_scores), (penalty, grad_penalty)) if g is not None]
-            grads = _gradients(pairs, parameters, keep, create_graph)
+            grads = _gradients(pairs, inputs, keep, create_graph)
         else:
-            grads = _with_seeds(graph, scores, grad_scores, penalty, grad_penalty, parameters, keep)
+            grads = _with_seeds(graph, scores, grad_scores, penalty, grad_penalty, inputs, len(others), keep)
         return None, *grads
 
 
@@ -96,27 +100,28 @@ def _with_seeds(
     grad_scores: Tensor,
     penalty: Tensor,
     grad_penalty: Tensor,
-    parameters: tuple[Tensor, ...],
+    inputs: tuple[GradientEdge, ...],
+    others: int,
     keep: bool,
 ) -> list[Tensor | None]:
-    others = parameters[graph.count :]
-    from_scores = _gradients([(scores, grad_scores)], others, True) if others else []
+    count = len(inputs) - others
+    from_scores = _gradients([(scores, grad_scores)], inputs[count:], True) if others else []
     recording, seeds = graph.recording, grad_scores.reshape(-1)
     recording.seeds = seeds if graph.scale is None else seeds.to(graph.scale.dtype) / graph.scale
     recording.weights_wanted = True
     try:
         # what feeds the other parameters in may be shared with the world outside this graph
-        grads = _gradients([(penalty, grad_penalty)], parameters, keep or bool(others))
+        grads = _gradients([(penalty, grad_penalty)], inputs, keep or others > 0)
     finally:
         recording.seeds, recording.weights_wanted = None, False
-    for i, grad in enumerate(from_scores, start=graph.count):
+    for i, grad in enumerate(from_scores, start=count):
         before = grads[i]
         grads[i] = grad if before is None else before if grad is None else before + grad
     return grads
 
 
 def _gradients(
-    pairs: list[tuple[Tensor, Tensor]], inputs: tuple[Tensor, ...], keep: bool, create_graph: bool = False
+    pairs: list[tuple[Tensor, Tensor]], inputs: tuple[GradientEdge, ...], keep: bool, create_graph: bool = False
 ) -> list[Tensor | None]:
     if not pairs:
         return [None] * len(inputs)
