@@ -1,12 +1,15 @@
-"""What a step asks of any device: calls, convolutions, bytes."""
+"""What a step asks of any device: calls, convolutions, bytes, memory."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -70,3 +73,17 @@ def count(step: Callable[[], object]) -> Counts:
     with _Counting() as mode:
         step()
     return mode.counts
+
+
+def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """What one call of `step` adds to the memory of tensors, at its peak."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))

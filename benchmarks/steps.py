@@ -4,16 +4,13 @@ Variants compute the same and take turns. "usual" is the code one finds, "best" 
 forward shared by loss and penalty, gradients of the parameters alone), "no penalty" the same step without a penalty.
 Before a time counts, the parameter gradients are compared. Counts do not depend on the machine: `ops` are the calls
 that reach a device (views and allocations left out), `conv_units` the convolutions, forward or either gradient, and
-`mib_moved` the bytes that these calls read and write. `peak_mib` is what a step adds to the process's memory.
+`mib_moved` the bytes that these calls read and write. `peak_mib` is what a step adds to the memory of tensors.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +181,7 @@ def differs(critic: nn.Module, variants: dict[str, Step]) -> str:
     return ""
 
 
-def measure(setting: Setting, device: torch.device, rounds: int, memory: bool) -> list[dict[str, Any]]:
+def measure(setting: Setting, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     critic, variants = setting.make(device)
     problem = differs(critic, variants)
     if problem:
@@ -204,6 +201,8 @@ def measure(setting: Setting, device: torch.device, rounds: int, memory: bool) -
     rows = []
     for name, taken in times.items():
         counted = counts.count(variants[name])
+        critic.zero_grad(set_to_none=True)
+        peak = counts.peak_bytes(variants[name], device)
         rows.append(
             {
                 "case": setting.name,
@@ -218,17 +217,10 @@ def measure(setting: Setting, device: torch.device, rounds: int, memory: bool) -
                 "ops": counted.ops,
                 "conv_units": counted.convolutions,
                 "mib_moved": round(counted.bytes / 2**20, 1),
-                "peak_mib": peak_mib(setting, name, device) if memory else "",
+                "peak_mib": round(peak / 2**20, 1),
             }
         )
     return rows
-
-
-def peak_mib(setting: Setting, variant: str, device: torch.device) -> float:
-    """What one step adds to the memory in use, at its peak, in a process of its own."""
-    arguments = json.dumps([setting.__dict__, variant, str(device)])
-    command = [sys.executable, "-m", "benchmarks.memory", arguments]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def main() -> None:
@@ -237,7 +229,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="few rounds, small critics")
     parser.add_argument("--only", default="", help="only the cases whose name contains this")
-    parser.add_argument("--no-memory", action="store_true", help="skip the peak memory, a process a variant")
     parser.add_argument("--out", type=Path, help="write the rows to this CSV file")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -247,7 +238,7 @@ def main() -> None:
     for setting in settings:
         if options.only not in setting.name:
             continue
-        for row in measure(setting, device, rounds, not (options.no_memory or options.quick)):
+        for row in measure(setting, device, rounds):
             rows.append({**row, **about})
             print(
                 f"{row['case']:44} {row['variant']:10} {row['median_ms']:>9} ms {row['of_no_penalty']:>6} of none "
