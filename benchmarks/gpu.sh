@@ -14,7 +14,7 @@ dry=${DRY_RUN:-0}
 mkdir -p "$out"
 failed=()
 
-op_tests=(tests/test_interpolate.py tests/test_perturb.py tests/test_grad_penalty.py tests/test_random.py)
+op_tests=(tests/test_interpolate.py tests/test_perturb.py tests/test_grad_penalty.py tests/test_random.py tests/test_norm_act.py)
 
 part_build() {
   if [ "$dry" = 1 ]; then
@@ -52,7 +52,8 @@ part_bench() {
   [ "$dry" = 1 ] && how=(--quick)
   "$python" -m benchmarks "${how[@]}" --out "$out/$name.csv" &&
     "$python" -m benchmarks.roofline "$out/$name.csv" --out "$out/$name.png" &&
-    "$python" -m benchmarks.predictions >"$out/predictions.md"
+    "$python" -m benchmarks.predictions >"$out/predictions.md" &&
+    "$python" -m benchmarks.steps "${how[@]}" --out "$out/$name-steps.csv"
 }
 
 for part in "${parts[@]}"; do
