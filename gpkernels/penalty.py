@@ -194,6 +194,18 @@ class _Trace:
     scale: Tensor | None  # the factor that the gradient was computed with, and freed of
 
 
+class _Constant(torch.autograd.Function):
+    """grad, of a critic with no parameters to train: a value whose backward may be asked for, and gives nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, tangent: Tensor) -> tuple[None, None]:
+        return None, None
+
+
 class _Call:
     """A critic with its extra arguments, and the checks of what it returns."""
 
@@ -237,6 +249,8 @@ class _Call:
             scores = self.scores(x)
         scale = self.loss_scale(scores.device)
         grad = self._input_gradient(scores, x, scale, create_graph)
+        if create_graph and not grad.requires_grad:
+            grad = _Constant.apply(grad, x)
         entry: Any = x.grad_fn
         entry.closed = True
         return _Trace(scores, grad, entry, recording, scale)

@@ -181,6 +181,7 @@ CRITICS = {
     "frozen weights": lambda: frozen(body(nn.BatchNorm2d(4)), "0.weight", "1.weight", "4.weight"),
     "frozen biases": lambda: frozen(body(nn.BatchNorm2d(4)), "0.bias", "1.bias", "4.bias"),
     "frozen but a norm": lambda: frozen(body(nn.GroupNorm(2, 4)), "0", "4"),
+    "frozen": lambda: frozen(body(), ""),
     "batch norm, eval": lambda: body(nn.BatchNorm2d(4)).eval(),
     "batch norm, momentum None": lambda: body(nn.BatchNorm2d(4, momentum=None)),
     "batch norm without statistics": lambda: body(nn.BatchNorm2d(4, track_running_stats=False, affine=False)).eval(),

@@ -250,9 +250,6 @@ def change(tensor):
         tensor.add_(1)
 
 
-W = torch.linspace(-1, 1, 24, dtype=torch.float64).view(2, 4, 3)
-
-
 def test_hessian_of_a_function_with_the_block_inside():
     def penalty(x):
         with gp.fast_double_backward():
@@ -262,6 +259,31 @@ def test_hessian_of_a_function_with_the_block_inside():
 
     x = leaf(2, 4, 4)
     torch.testing.assert_close(jacobian(penalty, x, vectorize=True), jacobian(penalty, x))
+
+
+CALLS = {
+    "conv": lambda x: F.conv1d(x, W),
+    "relu": lambda x: F.relu(x) * x,
+    "pools": lambda x: F.max_pool1d(x, 2) * F.avg_pool1d(x, 2),
+    "norm": lambda x: F.leaky_relu(F.group_norm(x, 2), 0.2),
+    "batch norm": lambda x: F.relu(F.batch_norm(x, None, None, training=True)),
+    "linear": lambda x: F.linear(x, torch.ones(2, 4)).square(),
+}
+W = torch.linspace(-1, 1, 24, dtype=torch.float64).view(2, 4, 3)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_batched_gradients_of_a_graph_made_inside(name):
+    """As torch.autograd.functional's vectorize=True does: a backward, and a double one, under vmap."""
+    x = leaf(2, 4, 4)
+    for create_graph in (False, True):
+        y = CALLS[name](x).flatten()
+        rows = [torch.autograd.grad(y, x, e, create_graph=True)[0] for e in torch.eye(len(y))]
+        with gp.fast_double_backward():
+            y = CALLS[name](x).flatten()
+        (g,) = torch.autograd.grad(y, x, torch.eye(len(y)), is_grads_batched=True, create_graph=create_graph)
+        results = [[t, *(plain.gradients(t.sin().sum(), [x]) if create_graph else ())] for t in (g, torch.stack(rows))]
+        plain.assert_close(*results, 1e-11)
 
 
 def test_nested_tensors_are_left_to_torch():

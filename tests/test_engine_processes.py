@@ -14,6 +14,7 @@ from torch import nn
 
 import gpkernels as gp
 from gpkernels import double_backward
+from gpkernels.double_backward.attention import by_math
 
 
 def is_rerouted():
@@ -123,6 +124,30 @@ def test_threads_that_leave_in_the_order_they_came():
 
     torch.compile(lambda x: x + 1, backend=counting)(x)
     assert compiled_runs, "torch.compile no longer compiles"
+
+
+def test_attention_on_threads_at_once():
+    settings = attention_settings()
+    inside, both_inside, left = threading.Event(), threading.Event(), threading.Event()
+
+    def first():
+        inside.set()
+        both_inside.wait(0.3)
+
+    def second():
+        both_inside.set()
+        left.wait(0.3)
+
+    def other():
+        inside.wait(30)
+        by_math(second)(None)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    by_math(first)(None)
+    left.set()
+    thread.join()
+    assert attention_settings() == settings
 
 
 def attention_settings():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.modules._functions import BackwardHookFunction
 
 _will_run = torch._C._will_engine_execute_node
 
@@ -21,8 +22,17 @@ class Recording:
         self.active = active  # calls are rerouted
         self.seeds: Tensor | None = None
         self.weights_wanted = False  # every weight is an input of the running torch.autograd.grad
+        self.fused: list[tuple[Any, Any]] = []  # norms' results, by weak references, and the nodes that pass them by
         self.norms: dict[int, Any] = {}  # by id, what the results of norms were made from; until the critic returns
         self.hooked = False  # the critic put a hook on a tensor or node, which must see every gradient
+
+    def end(self) -> None:
+        """The critic has returned. Results that are still alive may be asked for a gradient, or get a hook."""
+        for result, node in self.fused:
+            if result() is not None:
+                node.apart = True
+        self.fused.clear()
+        self.norms.clear()
 
 
 def wants(ctx: Any, slot: int, recording: Recording | None = None, edge: int | None = None) -> bool:
@@ -42,6 +52,17 @@ def wants(ctx: Any, slot: int, recording: Recording | None = None, edge: int | N
         return _will_run(node)
     except RuntimeError:  # a leaf whose gradient torch.autograd.grad returns: the engine refuses the question
         return True
+
+
+def under_vmap(g: Tensor) -> bool:
+    """Whether g stands for a batch of gradients, as in torch.autograd.grad(is_grads_batched=True): the backward must
+    then be made of plain operations, since a Function would see, and record, the batch's wrapper."""
+    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(g)
+
+
+def records(g: Tensor) -> bool:
+    """Whether the running backward, of gradient g, must itself be made of Functions, to be differentiated."""
+    return torch.is_grad_enabled() and not under_vmap(g)
 
 
 class Node(torch.autograd.Function):
@@ -73,6 +94,8 @@ _ENTRY: Any = Entry._backward_cls
 def reroutable(x: Tensor, *others: Tensor | None) -> bool:
     """Whether the rows know these arguments: plain, dense, real floating-point tensors, outside torch.func transforms
     and forward-mode differentiation; and x carries a gradient."""
+    if type(x.grad_fn) is _MODULE_HOOK:  # a module's backward hook runs only if a gradient comes, be it zeros
+        return False
     if not x.requires_grad or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     for t in (x, *others):
@@ -83,6 +106,7 @@ def reroutable(x: Tensor, *others: Tensor | None) -> bool:
     return True
 
 
+_MODULE_HOOK: Any = BackwardHookFunction._backward_cls
 _TYPES = (Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

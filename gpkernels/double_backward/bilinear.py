@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpkernels.double_backward._nodes import Node, Recording, autocast, reroutable, wants
+from gpkernels.double_backward._nodes import Node, Recording, autocast, records, reroutable, wants
 
 aten = torch.ops.aten
 
@@ -95,7 +95,7 @@ class Apply(Node):
         if g is None:
             return None, None, None, None, None
         x, w = ctx.saved_tensors
-        map, create_graph = ctx.map, torch.is_grad_enabled()
+        map, create_graph = ctx.map, records(g)
         grad_x = grad_w = None
         if wants(ctx, 0):
             if create_graph:
@@ -130,7 +130,7 @@ class ToInput(Node):
         g, w, x = ctx.saved_tensors
         map, recording = ctx.map, ctx.recording
         seeds = None if recording is None else recording.seeds
-        create_graph = torch.is_grad_enabled()
+        create_graph = records(t)
         grad_g = grad_w = grad_b = None
         if ctx.needs_input_grad[0]:
             grad_g = Apply.apply(t, w, None, map, None) if create_graph else map.apply(t, w, None)
@@ -157,8 +157,12 @@ class ToWeight(Node):
         if t is None:
             return None, None, None, None
         g, x = ctx.saved_tensors
-        grad_g = Apply.apply(x, t, None, ctx.map, None) if wants(ctx, 0) else None
-        grad_x = ToInput.apply(g, t, None, x.detach(), ctx.map, None) if wants(ctx, 1) else None
+        map, create_graph = ctx.map, records(t)
+        grad_g = grad_x = None
+        if wants(ctx, 0):
+            grad_g = Apply.apply(x, t, None, map, None) if create_graph else map.apply(x, t, None)
+        if wants(ctx, 1):
+            grad_x = ToInput.apply(g, t, None, x.detach(), map, None) if create_graph else map.to_input(g, t, x)
         return grad_g, grad_x, None, None
 
 

@@ -42,8 +42,8 @@ class Rerouting(TorchFunctionMode):
         self.rows = BY_FUNCTION if pays else NEEDED
 
     def __exit__(self, *error: Any) -> None:
-        self.recording.norms.clear()
         super().__exit__(*error)
+        self.recording.end()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -69,7 +69,10 @@ def _may_change(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     if name.startswith("__"):
         return name in _CHANGING or func in _ALIASING
     in_place = name.endswith("_") or name == "detach" or kwargs.get("out") is not None
-    return in_place or bool(kwargs.get("inplace")) or any(a is True for a in args[1:])
+    if in_place or kwargs.get("inplace"):
+        return True
+    of_activations = getattr(func, "__module__", "") == "torch.nn.functional"  # whose `inplace` may come by position
+    return of_activations and any(a is True for a in args[1:])
 
 
 def _under_checkpoint() -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gpkernels import registry
-from gpkernels.double_backward._nodes import Node, Recording, reroutable, wants
+from gpkernels.double_backward._nodes import Node, Recording, reroutable, under_vmap, wants
 from gpkernels.ops._layout import accumulation_dtype, layout_of
 from gpkernels.ops.norm_act import reference
 
@@ -84,21 +84,28 @@ class NormActivation(Node):
         rstd: Tensor,
         statistics: Statistics,
         slope: float,
-        act: Callable[..., Tensor],
+        act: Any,
         in_place: bool,
-        keep_result: bool,
+        recording: Recording,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        z = act(y, in_place=in_place)
+        z = act.apply(y, in_place=in_place)
         if in_place:
             ctx.mark_dirty(y)
         # y has the signs of z; kept is the one that torch keeps, so that a critic may change the other in place
-        ctx.save_for_backward(x, weight, z if keep_result else y, mean, rstd)
+        # (detached, since what is saved as itself keeps its Python object alive)
+        ctx.save_for_backward(x, weight, z if in_place or act.torch_keeps_result else y.detach(), mean, rstd)
         ctx.bias, ctx.statistics, ctx.slope, ctx.first = bias, statistics, slope, 1
+        ctx.act, ctx.recording, ctx.apart = act, recording, False
+        ctx.result = None if in_place else weakref.ref(y)
         return z
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
+        """Through y where somebody can have asked for its gradient, or hooked it; else past it."""
+        if ctx.apart or ctx.recording.hooked or (ctx.result is not None and ctx.result() is not None):
+            in_y = None if g is None else ctx.act.gradient(g, ctx.saved_tensors[2])
+            return in_y, *(None,) * 10
         return None, *_backward(ctx, g), *(None,) * 7
 
 
@@ -110,7 +117,10 @@ def _backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None,
     first, bias = ctx.first, ctx.bias
     needs = (wants(ctx, first), wants(ctx, first + 1), wants(ctx, first + 2, edge=first + 1 + (weight is not None)))
     z = None if z is None else z.detach()
-    grads = NormBackward.apply(g, x, weight, bias, z, mean, rstd, ctx.statistics, ctx.slope, needs)
+    if under_vmap(g):
+        grads = _by_reference(ctx.statistics, g, x, weight, z, ctx.slope)
+    else:
+        grads = NormBackward.apply(g, x, weight, bias, z, mean, rstd, ctx.statistics, ctx.slope, needs)
     likes = (x, weight, bias)
     return tuple(  # type: ignore[return-value]
         grad.to(like.dtype).reshape(like.shape) if need else None
@@ -186,6 +196,18 @@ def _kernel_inputs(
     return like(g, x), x_view, None if z is None else like(z, x), mean, rstd, _affine(weight, x)
 
 
+def _by_reference(
+    statistics: Statistics, g: Any, x: Any, weight: Tensor | None, z: Tensor | None, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three gradients in plain operations, which can be differentiated in g, x and weight."""
+    view, groups = statistics.view, statistics.groups
+    mean, rstd = reference.statistics(view(x), groups, statistics.eps)
+    flat = None if weight is None else weight.reshape(-1).to(accumulation_dtype(x.dtype))
+    return reference.norm_act_backward(
+        view(g), view(x), None if z is None else view(z), mean, rstd, flat, groups, slope, True
+    )
+
+
 def _general(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
     """The derivative in g, x and weight by the differentiable reference, along tangents of all three gradients."""
     g, x, weight, z, _, _ = ctx.saved_tensors
@@ -194,13 +216,7 @@ def _general(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = [None if t is None else t.view_as(t) for t in (g, x, weight)]
         inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
         g2, x2, w2 = inputs
-        view = statistics.view
-        mean, rstd = reference.statistics(view(x2), statistics.groups, statistics.eps)
-        flat = None if w2 is None else w2.reshape(-1).to(accumulation_dtype(x.dtype))
-        z2 = None if z is None else view(z)
-        grads = reference.norm_act_backward(
-            view(g2), view(x2), z2, mean, rstd, flat, statistics.groups, ctx.slope, True
-        )
+        grads = _by_reference(statistics, g2, x2, w2, z, ctx.slope)
         pairs = [
             (grad, tangent.reshape(grad.shape))
             for grad, tangent in zip(grads, tangents, strict=True)
@@ -253,16 +269,17 @@ def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(0 if t is None else t._version for t in tensors)
 
 
-def activated(
-    recording: Recording, y: Tensor, slope: float, act: Callable[..., Tensor], in_place: bool, keep_result: bool
-) -> Tensor | None:
+def activated(recording: Recording, y: Tensor, act: Any, in_place: bool) -> Tensor | None:
     """The activation of y fused with the norm whose result y is; None where y is something else, or x, y or the weight
     have changed or got a hook since."""
     s = recording.norms.get(id(y))
     if s is None or s.result() is not y or y._backward_hooks or s.versions != _versions(y, s.x, s.weight):
         return None
     inputs = (y, s.x, s.weight, s.bias, s.mean, s.rstd)
-    return NormActivation.apply(*inputs, s.statistics, slope, act, in_place, keep_result)
+    z = NormActivation.apply(*inputs, s.statistics, act.slope, act, in_place, recording)
+    if not in_place:
+        recording.fused.append((s.result, z.grad_fn))
+    return z
 
 
 def batch_norm(

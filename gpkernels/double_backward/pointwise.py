@@ -17,13 +17,27 @@ import torch
 from torch import Tensor
 
 from gpkernels.double_backward import norms
-from gpkernels.double_backward._nodes import Node, Recording, reroutable
+from gpkernels.double_backward._nodes import Node, Recording, records, reroutable
 
 aten = torch.ops.aten
 
 
+class Activation:
+    torch_keeps_result: bool
+
+    def apply(self, x: Tensor, *, in_place: bool) -> Tensor:
+        raise NotImplementedError
+
+    def adjoint(self, g: Tensor, kept: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def gradient(self, g: Tensor, kept: Tensor) -> Tensor:
+        """adjoint(g), recorded where the running backward is."""
+        return Slope.apply(g, kept.detach(), self) if records(g) else self.adjoint(g, kept)
+
+
 @dataclass(frozen=True)
-class Leaky:
+class Leaky(Activation):
     """x where x > 0, else slope x, for slope >= 0."""
 
     slope: float
@@ -37,7 +51,7 @@ class Leaky:
 
 
 @dataclass(frozen=True)
-class Relu:
+class Relu(Activation):
     slope = 0.0
     torch_keeps_result = True
 
@@ -49,7 +63,7 @@ class Relu:
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Activation):
     """min(max(x, low), high): hardtanh, ReLU6."""
 
     low: float
@@ -61,9 +75,6 @@ class Clip:
 
     def adjoint(self, g: Tensor, kept: Tensor) -> Tensor:
         return aten.hardtanh_backward(g, kept, self.low, self.high)
-
-
-Activation = Leaky | Relu | Clip
 
 
 class Activate(Node):
@@ -85,8 +96,7 @@ class Activate(Node):
         if g is None:
             return None, None, None
         (kept,) = ctx.saved_tensors if ctx.rescued is None else (ctx.rescued,)
-        act = ctx.act
-        return (Slope.apply(g, kept.detach(), act) if torch.is_grad_enabled() else act.adjoint(g, kept)), None, None
+        return ctx.act.gradient(g, kept), None, None
 
 
 class Slope(Node):
@@ -104,8 +114,7 @@ class Slope(Node):
         if t is None:
             return None, None, None
         (kept,) = ctx.saved_tensors
-        act = ctx.act
-        return (Slope.apply(t, kept, act) if torch.is_grad_enabled() else act.adjoint(t, kept)), None, None
+        return ctx.act.gradient(t, kept), None, None
 
 
 def rescue(tensor: Tensor) -> None:
@@ -125,9 +134,7 @@ def _activate(recording: Recording, act: Activation, x: Tensor, in_place: bool) 
     if in_place:
         rescue(x)
     if not isinstance(act, Clip) and not recording.hooked:
-        fused = norms.activated(
-            recording, x, act.slope, act.apply, in_place, keep_result=in_place or act.torch_keeps_result
-        )
+        fused = norms.activated(recording, x, act, in_place)
         if fused is not None:
             return fused
     return Activate.apply(x, act, in_place)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gpkernels.double_backward._nodes import Node, Recording, reroutable
+from gpkernels.double_backward._nodes import Node, Recording, records, reroutable
 from gpkernels.ops._layout import layout_of
 
 aten = torch.ops.aten
@@ -75,7 +75,8 @@ class Pool(Node):
         if g is None:
             return None, None, None, None
         (indices,) = ctx.saved_tensors
-        return Unpool.apply(g, ctx.pool, indices, ctx.shape, ctx.layout), None, None, None
+        unpool = Unpool.apply if records(g) else _unpool
+        return unpool(g, ctx.pool, indices, ctx.shape, ctx.layout), None, None, None
 
 
 class Unpool(Node):
@@ -88,15 +89,22 @@ class Unpool(Node):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(indices)
         ctx.pool = pool
-        like = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout)
-        return pool.adjoint(g.contiguous(memory_format=layout), like, indices)
+        return _unpool(g, pool, indices, shape, layout)
 
     @staticmethod
     def backward(ctx: Any, t: Tensor | None) -> tuple[Any, ...]:
         if t is None:
             return None, None, None, None, None
         (indices,) = ctx.saved_tensors
-        return Pool.apply(t, ctx.pool, indices, ()), None, None, None, None
+        y = Pool.apply(t, ctx.pool, indices) if records(t) else ctx.pool.apply(t, indices)
+        return y, None, None, None, None
+
+
+def _unpool(
+    g: Tensor, pool: LinearPool, indices: Tensor | None, shape: torch.Size, layout: torch.memory_format
+) -> Tensor:
+    like = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout)
+    return pool.adjoint(g.contiguous(memory_format=layout), like, indices)
 
 
 def average(dims: int) -> Any:

@@ -13,7 +13,8 @@ other critic keeps the graph that autograd made, in which the two still share th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,7 @@ class _Graph:
     others: list[Tensor]
     recording: Recording
     scale: Tensor | None
+    differentiated: bool = False  # by a backward with create_graph=True
 
 
 class _Shared(torch.autograd.Function):
@@ -77,21 +79,35 @@ class _Shared(torch.autograd.Function):
     def backward(ctx: Any, grad_scores: Tensor | None, grad_penalty: Tensor | None) -> tuple[Any, ...]:
         graph = ctx.graph
         inputs, others = graph.inputs, graph.others
-        if any(p._backward_hooks for p in others):
-            raise RuntimeError("a hook was put on a parameter after score_and_penalty: put it on before")
         if graph.outputs is None:
             raise RuntimeError("Trying to backward through scores and penalty a second time: wanted retain_graph=True")
         scores, penalty = graph.outputs
         create_graph = torch.is_grad_enabled()
-        keep = create_graph or _keeps_graph()
-        if not keep:
+        graph.differentiated |= create_graph
+        retained = create_graph or _keeps_graph()
+        keep = retained or graph.differentiated  # then the running backward itself goes through this graph, after us
+        if not retained:
             graph.outputs, graph.inputs, graph.others = None, (), []
-        if grad_scores is None or grad_penalty is None or create_graph:
-            pairs = [(y, g) for y, g in ((scores, grad_scores), (penalty, grad_penalty)) if g is not None]
-            grads = _gradients(pairs, inputs, keep, create_graph)
-        else:
-            grads = _with_seeds(graph, scores, grad_scores, penalty, grad_penalty, inputs, len(others), keep)
+        with _without_hooks(others):
+            if grad_scores is None or grad_penalty is None or create_graph:
+                pairs = [(y, g) for y, g in ((scores, grad_scores), (penalty, grad_penalty)) if g is not None]
+                grads = _gradients(pairs, inputs, keep, create_graph)
+            else:
+                grads = _with_seeds(graph, scores, grad_scores, penalty, grad_penalty, inputs, len(others), keep)
         return None, *grads
+
+
+@contextmanager
+def _without_hooks(leaves: list[Tensor]) -> Iterator[None]:
+    """Takes the leaves' hooks off for the torch.autograd.grad inside a backward: that backward itself runs them."""
+    kept = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
+    for leaf, _ in kept:
+        leaf._backward_hooks = None
+    try:
+        yield
+    finally:
+        for leaf, hooks in kept:
+            leaf._backward_hooks = hooks
 
 
 def _with_seeds(
@@ -162,7 +178,7 @@ def parameters_between(entry: Any, scores: Tensor, recording: Recording) -> tupl
     if not depends[scores.grad_fn]:
         return None
     others, behind = _leaves(of_others, entry), _leaves(of_weights, entry)
-    if others.keys() & behind.keys() or any(p._backward_hooks for p in others.values()):
+    if others.keys() & behind.keys():
         return None
     return list(weights.values()), list(others.values())
 
