@@ -11,7 +11,7 @@ that a critic may change y in place all the same, the mode calls `rescue` before
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,14 +22,13 @@ from gpkernels.double_backward._nodes import Node, Recording, records, reroutabl
 aten = torch.ops.aten
 
 
-class Activation:
-    torch_keeps_result: bool
+class Activation(Protocol):
+    torch_keeps_result: ClassVar[bool]
 
-    def apply(self, x: Tensor, *, in_place: bool) -> Tensor:
-        raise NotImplementedError
+    def apply(self, x: Tensor, *, in_place: bool) -> Tensor: ...
 
     def adjoint(self, g: Tensor, kept: Tensor) -> Tensor:
-        raise NotImplementedError
+        """act' g, for act' read off `kept`: the activation's argument or its result."""
 
     def gradient(self, g: Tensor, kept: Tensor) -> Tensor:
         """adjoint(g), recorded where the running backward is."""

@@ -124,9 +124,7 @@ def average(dims: int) -> Any:
     ) -> Any:
         if not reroutable(input) or input.dim() != dims + 2:
             return NotImplemented
-        size = _list(kernel_size, dims)
-        stride = _stride(stride, size, dims)
-        options = (size, stride, _list(padding, dims), ceil_mode, count_include_pad, divisor_override)
+        options = (*_window(kernel_size, stride, padding, dims), ceil_mode, count_include_pad, divisor_override)
         return Pool.apply(input, Average(forward, backward, options), None, ())
 
     return row
@@ -166,9 +164,7 @@ def maximum(dims: int) -> Any:
     ) -> Any:
         if return_indices or not reroutable(input) or input.dim() != dims + 2:
             return NotImplemented
-        size = _list(kernel_size, dims)
-        stride = _stride(stride, size, dims)
-        options = (size, stride, _list(padding, dims), _list(dilation, dims), ceil_mode)
+        options = (*_window(kernel_size, stride, padding, dims), _list(dilation, dims), ceil_mode)
         with torch.no_grad():
             y, indices = forward(input, *options)
         return Pool.apply(input, Maximum(backward, options, dims), indices, (y,))
@@ -215,8 +211,8 @@ def adaptive_average1d(recording: Recording, input: Tensor, output_size: Any) ->
 
 
 def _flat_window(kernel_size: Any, stride: Any, padding: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    size = [1, *_list(kernel_size, 1)]
-    return size, [1, *_stride(stride, size[1:], 1)], [0, *_list(padding, 1)]
+    size, stride, padding = _window(kernel_size, stride, padding, 1)
+    return [1, *size], [1, *stride], [0, *padding]
 
 
 def _on_height_one(input: Tensor, row: Any, recording: Recording, *options: Any) -> Any:
@@ -226,9 +222,11 @@ def _on_height_one(input: Tensor, row: Any, recording: Recording, *options: Any)
     return y if y is NotImplemented else y.squeeze(2)
 
 
-def _stride(value: Any, size: list[Any], dims: int) -> list[Any]:
-    """The window's size where no stride is given: None or an empty tuple."""
-    return size if value is None or (hasattr(value, "__iter__") and not list(value)) else _list(value, dims)
+def _window(kernel_size: Any, stride: Any, padding: Any, dims: int) -> tuple[list[Any], list[Any], list[Any]]:
+    """The stride is the window's size where none is given: None or an empty tuple."""
+    size = _list(kernel_size, dims)
+    no_stride = stride is None or (hasattr(stride, "__iter__") and not list(stride))
+    return size, size if no_stride else _list(stride, dims), _list(padding, dims)
 
 
 def _list(value: Any, dims: int) -> list[Any]:

@@ -13,6 +13,8 @@ k_a = m(xh a), k_b = m(xh b), Q = m(a b) - m(a) m(b) - k_a k_b.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ from gpkernels.ops._layout import accumulation_dtype, layout_of
 def _split(x: Tensor, groups: int) -> Tensor:
     """A view of x, in the accumulation dtype, of shape (N, G, C / G, S); G is C for the statistics of a batch."""
     groups = groups or x.shape[1]
-    return x.to(accumulation_dtype(x.dtype)).reshape(x.shape[0], groups, x.shape[1] // groups, -1)
+    shape = (x.shape[0], groups, x.shape[1] // groups, math.prod(x.shape[2:]))
+    return x.to(accumulation_dtype(x.dtype)).reshape(shape)
 
 
 def _mean(x: Tensor, groups: int) -> Tensor:
@@ -39,12 +42,13 @@ def _channels(value: Tensor | None, groups: int, x: Tensor) -> Tensor | float:
     """A weight or bias of shape (C,) as a tensor that broadcasts against a split x; None is a weight of 1."""
     if value is None:
         return 1.0
-    return value.to(accumulation_dtype(x.dtype)).reshape(1, groups or x.shape[1], -1, 1)
+    groups = groups or x.shape[1]
+    return value.to(accumulation_dtype(x.dtype)).reshape(1, groups, x.shape[1] // groups, 1)
 
 
 def _channel_sum(x: Tensor) -> Tensor:
     """The sum of a split x over everything but the channel, of shape (C,)."""
-    return x.sum((0, 3)).reshape(-1)
+    return x.sum((0, 3)).flatten()
 
 
 def _joined(split: Tensor, like: Tensor) -> Tensor:
