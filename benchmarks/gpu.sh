@@ -28,7 +28,8 @@ part_tests() {
   "$python" -m gpkernels doctor
   local which="triton or cuda"
   [ "$dry" = 1 ] && which="cpu and value"
-  "$python" -m pytest "${op_tests[@]}" tests/test_raw_ops.py tests/test_readme.py tests/test_gpu.py -k "$which or gpu" -x
+  "$python" -m pytest "${op_tests[@]}" tests/test_raw_ops.py tests/test_readme.py tests/test_gpu.py \
+    tests/test_engine_torch.py -k "$which or gpu" -x
 }
 
 part_sanitizer() {

@@ -76,6 +76,14 @@ CASES = {
         ({"input": (3, 4), "weight": ()}, {}),
         ({"input": (3, 1, 5), "weight": (1,)}, {}),
     ],
+    "silu": [({"input": (3, 4, 5)}, {}), ({"input": (7,)}, {}), ({"input": ()}, {})],
+    "gelu": [({"input": (3, 4, 5)}, {}), ({"input": (3, 40)}, {"approximate": "tanh"})],
+    "tanh": [({"input": (3, 4, 5)}, {}), ({"input": (2, 3, 4, 5)}, {})],
+    "softplus": [
+        ({"input": (3, 4, 5)}, {}),
+        ({"input": (3, 40)}, {"beta": 2, "threshold": 1.5}),
+        ({"input": (3, 40)}, {"beta": 0.5, "threshold": 20}),
+    ],
     "avg_pool1d": [
         ({"input": (3, 4, 9)}, {"kernel_size": 2}),
         ({"input": (1, 4, 9)}, {"kernel_size": (3,), "stride": (2,), "padding": (1,), "ceil_mode": True}),
@@ -173,6 +181,7 @@ ALONE = {  # calls that the table leaves to plain torch
     "conv_transpose3d": [({"input": (2, 3, 3, 3), "weight": (2, 1, 2, 2, 2)}, {})],
     "linear": [({"input": (5,), "weight": (4, 5)}, {}), ({"input": (3, 5), "weight": (5,)}, {})],
     "leaky_relu": [({"input": (3, 4)}, {"negative_slope": -0.2})],
+    "silu": [({"input": (3, 4)}, {"inplace": True})],
     "avg_pool1d": [({"input": (4, 9)}, {"kernel_size": 2})],
     "avg_pool2d": [({"input": (4, 6, 6)}, {"kernel_size": 2})],
     "avg_pool3d": [({"input": (2, 4, 4, 4)}, {"kernel_size": 2})],

@@ -72,10 +72,11 @@ def call(row, function, leaves, options, layout, by_keyword):
     elif row.name in ATTENTION:
         result = function(*(arguments[name] for name in leaves), **options)
     else:
+        named = {name: v for name, v in arguments.items() if signature[name].kind is inspect.Parameter.KEYWORD_ONLY}
         order = [name for name in signature if name != "recording"]
-        last = max(order.index(name) for name in arguments)
+        last = max(order.index(name) for name in arguments.keys() - named)
         default = {name: p.default for name, p in signature.items()} | {"running_mean": None, "running_var": None}
-        result = function(*(arguments.get(name, default[name]) for name in order[: last + 1]))
+        result = function(*(arguments.get(name, default[name]) for name in order[: last + 1]), **named)
     return result[0] if isinstance(result, tuple) else result
 
 

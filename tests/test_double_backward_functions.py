@@ -216,6 +216,19 @@ def test_fusion_of_a_norm_with_its_activation(name, way):
     assert fused is None or (names[1] == "NormActivationBackward") == fused
 
 
+@pytest.mark.parametrize("changed", ["input", "weight"])
+def test_result_that_changes_before_what_it_was_made_from(changed):
+    """A changed result of LeakyReLU is nothing to plain autograd, a changed input or weight of the norm is an error."""
+    for block in (torch.enable_grad(), gp.fast_double_backward()):
+        x, w, b = leaf(3, 4, 4), leaf(4), leaf(4)
+        with block:
+            h = x * 1
+            z = F.leaky_relu(F.group_norm(h, 2, w, b), 0.2).mul_(2)
+        change({"input": h, "weight": w}[changed])
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            plain.gradients(z.cos().sum(), [x, w, b])
+
+
 @pytest.mark.parametrize("name", ["batch", "group"])
 @pytest.mark.parametrize("changed", ["nothing", "input", "weight", "bias", "output"])
 @pytest.mark.parametrize("when", ["between norm and activation", "before the backward"])

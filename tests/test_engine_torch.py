@@ -227,3 +227,38 @@ class Labelled(nn.Module):
 
     def forward(self, x):
         return self.critic(x, **self.kwargs)
+
+
+AUTOCAST = {
+    "batch_norm": lambda x, w: F.batch_norm(x, None, None, w, w, True),
+    "instance_norm": lambda x, w: F.instance_norm(x, weight=w, bias=w),
+    "layer_norm": lambda x, w: F.layer_norm(x, (5,), w[:1].expand(5), w[1:2].expand(5)),
+    "group_norm": lambda x, w: F.group_norm(x, 2, w, w),
+    "silu": lambda x, w: F.silu(x),
+    "gelu": lambda x, w: F.gelu(x),
+    "tanh": lambda x, w: x.tanh(),
+    "softplus": lambda x, w: F.softplus(x),
+    "conv1d": lambda x, w: F.conv1d(x, w[:, None, None].expand(4, 4, 2)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_autocast_of_a_row(name, dtype, device):
+    """torch's own choice of dtype, at the caller's and for what autocast hands on."""
+    torch.manual_seed(1)
+    x, w = torch.randn(6, 4, 5, dtype=dtype, device=device), torch.randn(4, dtype=torch.float32, device=device)
+    low = torch.bfloat16 if dtype == torch.float32 else dtype
+    results, made_of = [], []
+    for block in (torch.enable_grad(), gp.fast_double_backward()):
+        leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
+        with torch.autocast(device, low), block:
+            y = AUTOCAST[name](leaves[0] * 1, leaves[1])
+        made_of.append(y.grad_fn.name())
+        first = plain.gradients(y.float().sin().sum(), leaves, create_graph=True)
+        second = plain.gradients(sum(g.float().sin().sum() for g in first), leaves)
+        results.append([y.detach(), *first, *second])
+    wanted, got = results
+    assert [t.dtype for t in got] == [t.dtype for t in wanted]
+    assert made_of[0] != made_of[1] or (device == "cuda" and name == "instance_norm")
+    assert relative(got, wanted) < (1e-4 if dtype == torch.float32 and name != "conv1d" else 0.05)

@@ -120,3 +120,16 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def autocast_float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The arguments of an op that autocast runs in float32 on CUDA, and as it comes on the CPU."""
+    if not torch.is_autocast_enabled("cuda"):
+        return tensors
+    halves = (torch.float16, torch.bfloat16)
+    return tuple(t.float() if t is not None and t.is_cuda and t.dtype in halves else t for t in tensors)
+
+
+def autocast_unknown(x: Tensor) -> bool:
+    """Whether autocast is on for a device whose choices of dtype the rows do not know."""
+    return x.device.type not in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)

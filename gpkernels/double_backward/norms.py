@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from gpkernels import registry
-from gpkernels.double_backward._nodes import Node, Recording, reroutable, under_vmap, wants
+from gpkernels.double_backward._nodes import (
+    Node,
+    Recording,
+    autocast_float32,
+    autocast_unknown,
+    reroutable,
+    under_vmap,
+    wants,
+)
 from gpkernels.ops._layout import accumulation_dtype, layout_of
 from gpkernels.ops.norm_act import reference
 
@@ -45,8 +53,8 @@ class Statistics:
 
 
 def _affine(value: Tensor | None, x: Tensor) -> Tensor | None:
-    """A weight as the kernels take it: flat, in the accumulation dtype."""
-    return None if value is None else value.detach().reshape(-1).to(accumulation_dtype(x.dtype))
+    """A weight as the kernels take it: flat and contiguous, in the accumulation dtype."""
+    return None if value is None else value.detach().reshape(-1).to(accumulation_dtype(x.dtype)).contiguous()
 
 
 class Norm(Node):
@@ -67,7 +75,7 @@ class Norm(Node):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, *unused: None) -> tuple[Any, ...]:
-        return *_backward(ctx, g), None, None
+        return (*_backward(ctx, g, ctx.saved_tensors), None, None) if g is not None else (None,) * 5
 
 
 class NormActivation(Node):
@@ -92,9 +100,8 @@ class NormActivation(Node):
         z = act.apply(y, in_place=in_place)
         if in_place:
             ctx.mark_dirty(y)
-        # y has the signs of z; kept is the one that torch keeps, so that a critic may change the other in place
-        # (detached, since what is saved as itself keeps its Python object alive)
-        ctx.save_for_backward(x, weight, z if in_place or act.torch_keeps_result else y.detach(), mean, rstd)
+        ctx.save_for_backward(x, weight, z, mean, rstd)
+        ctx.rescued, ctx.may_change = None, not (in_place or act.torch_keeps_result)
         ctx.bias, ctx.statistics, ctx.slope, ctx.first = bias, statistics, slope, 1
         ctx.act, ctx.recording, ctx.apart = act, recording, False
         ctx.result = None if in_place else weakref.ref(y)
@@ -103,17 +110,38 @@ class NormActivation(Node):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
         """Through y where somebody can have asked for its gradient, or hooked it; else past it."""
+        if g is None:
+            return (None,) * 11
+        saved = ctx.saved_tensors if ctx.rescued is None else ctx.rescued.unchanged()
         if ctx.apart or ctx.recording.hooked or (ctx.result is not None and ctx.result() is not None):
-            in_y = None if g is None else ctx.act.gradient(g, ctx.saved_tensors[2])
-            return in_y, *(None,) * 10
-        return None, *_backward(ctx, g), *(None,) * 7
+            return ctx.act.gradient(g, saved[2]), *(None,) * 10
+        return None, *_backward(ctx, g, saved), *(None,) * 7
+
+    @staticmethod
+    def rescue(node: Any, z: Tensor) -> None:
+        x, weight, _, mean, rstd = node.saved_tensors
+        node.rescued = _Rescued((x, weight, z, mean, rstd), _versions(x, weight))
 
 
-def _backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+@dataclass(frozen=True)
+class _Rescued:
+    """Saved tensors in the care of a node, since autograd would complain of the one among them that has changed."""
+
+    tensors: tuple[Tensor | None, ...]
+    versions: tuple[int, ...]  # of x and weight
+
+    def unchanged(self) -> tuple[Tensor | None, ...]:
+        if _versions(*self.tensors[:2]) != self.versions:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                "the input or the weight of a norm"
+            )
+        return self.tensors
+
+
+def _backward(ctx: Any, g: Tensor, saved: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients in x, weight and bias, which are the Function's arguments from slot `ctx.first` on."""
-    if g is None:
-        return None, None, None
-    x, weight, z, mean, rstd = ctx.saved_tensors
+    x, weight, z, mean, rstd = saved
     first, bias = ctx.first, ctx.bias
     needs = (wants(ctx, first), wants(ctx, first + 1), wants(ctx, first + 2, edge=first + 1 + (weight is not None)))
     z = None if z is None else z.detach()
@@ -337,7 +365,7 @@ def instance_norm(
     plain = running_mean is not None or running_var is not None or not use_input_stats
     if plain or not reroutable(input, weight, bias) or input.dim() < 3 or input.shape[2:].numel() <= 1:
         return NotImplemented
-    return _group_norm(recording, input.contiguous(), input.shape[1], weight, bias, eps)
+    return _group_norm(recording, input.contiguous(), weight, bias, input.shape[1], eps)
 
 
 def group_norm(
@@ -353,15 +381,17 @@ def group_norm(
         return NotImplemented
     if input.numel() == input.shape[0] * num_groups:
         return NotImplemented
-    return _group_norm(recording, input, num_groups, weight, bias, eps)
+    x, w, b = autocast_float32(input, weight, bias)
+    return _group_norm(recording, x, w, b, num_groups, eps)
 
 
 def _group_norm(
-    recording: Recording, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    recording: Recording, x: Any, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
 ) -> Any:
-    batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2:].numel()
-    if torch.is_autocast_enabled(x.device.type):
+    """torch's CUDA kernel, which InstanceNorm does not use, wants one dtype."""
+    if autocast_unknown(x) or (x.is_cuda and any(t is not None and t.dtype != x.dtype for t in (weight, bias))):
         return NotImplemented
+    batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2:].numel()
 
     def forward(x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, rstd = torch.native_group_norm(x, w, b, batch, channels, pixels, groups, eps)
@@ -382,13 +412,15 @@ def layer_norm(
     shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
     if not reroutable(input, weight, bias) or list(input.shape[-len(shape) :]) != shape:
         return NotImplemented
-    if torch.is_autocast_enabled(input.device.type):
+    if autocast_unknown(input):
         return NotImplemented
+    x: Any
+    x, weight, bias = autocast_float32(input, weight, bias)
 
     def forward(x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(x, shape, w, b, eps)
 
-    return _apply(recording, input, weight, bias, forward, Statistics(1, eps, input.shape[-len(shape) :].numel()))
+    return _apply(recording, x, weight, bias, forward, Statistics(1, eps, input.shape[-len(shape) :].numel()))
 
 
 def _dense(x: Tensor) -> Tensor:

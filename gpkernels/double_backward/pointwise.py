@@ -97,6 +97,10 @@ class Activate(Node):
         (kept,) = ctx.saved_tensors if ctx.rescued is None else (ctx.rescued,)
         return ctx.act.gradient(g, kept), None, None
 
+    @staticmethod
+    def rescue(node: Any, y: Tensor) -> None:
+        node.rescued = y
+
 
 class Slope(Node):
     """act' g, linear in g. Highest gradient order: any."""
@@ -120,11 +124,11 @@ def rescue(tensor: Tensor) -> None:
     """Keeps a copy of an activation's result that is about to be changed, where torch would not need it."""
     base = tensor if tensor._base is None else tensor._base
     node: Any = base.grad_fn
-    if isinstance(node, _ACTIVATE) and node.may_change and node.rescued is None:
-        node.rescued = base.detach().clone()
+    if isinstance(node, _ACTIVATIONS) and node.may_change and node.rescued is None:
+        node._forward_cls.rescue(node, base.detach().clone())
 
 
-_ACTIVATE: Any = Activate._backward_cls
+_ACTIVATIONS: Any = (Activate._backward_cls, norms.NormActivation._backward_cls)
 
 
 def _activate(recording: Recording, act: Activation, x: Tensor, in_place: bool) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gpkernels.double_backward import attention, bilinear, norms, pointwise, pooling
+from gpkernels.double_backward import attention, bilinear, curved, norms, pointwise, pooling
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Row:
 
 _BILINEAR = "no zero stream, no unused weight gradient, weight gradients by the weight-gradient primitive"
 _FLAT = "no zero stream; the input is not kept"
+_CURVED = "the first derivative is one kernel and keeps one tensor; the second is written out"
 _NORM = "two fused kernels instead of some fifty; a (leaky) ReLU right after it is fused in"
 _MATH = "has a second derivative at all: the math kernel instead of a fused one"
 _SDPA, _MHA = F.scaled_dot_product_attention, F.multi_head_attention_forward
@@ -52,6 +53,10 @@ ROWS = (
     Row("relu6", (F.relu6,), pointwise.relu6, False, _FLAT, "in place on a view"),
     Row("hardtanh", (F.hardtanh,), pointwise.hardtanh, False, _FLAT, "in place on a view"),
     Row("prelu", (F.prelu, torch.prelu, torch.Tensor.prelu), pointwise.prelu, False, "no zero stream", ""),
+    Row("silu", (F.silu,), curved.silu, True, _CURVED, "in place"),
+    Row("gelu", (F.gelu,), curved.gelu, True, _CURVED, ""),
+    Row("tanh", (torch.tanh, F.tanh, torch.Tensor.tanh), curved.tanh, True, _CURVED, ""),
+    Row("softplus", (F.softplus,), curved.softplus, True, _CURVED, ""),
     Row("avg_pool1d", (F.avg_pool1d,), pooling.average1d, False, _FLAT, _BATCHED),
     Row("avg_pool2d", (F.avg_pool2d,), pooling.average(2), False, _FLAT, _BATCHED),
     Row("avg_pool3d", (F.avg_pool3d,), pooling.average(3), False, _FLAT, _BATCHED),
@@ -62,9 +67,9 @@ ROWS = (
     Row("max_pool2d", (F.max_pool2d, torch.max_pool2d), pooling.maximum(2), False, _FLAT, "return_indices=True"),
     Row("max_pool3d", (F.max_pool3d, torch.max_pool3d), pooling.maximum(3), False, _FLAT, "return_indices=True"),
     Row("batch_norm", (F.batch_norm,), norms.batch_norm, True, _NORM, "SyncBatchNorm"),
-    Row("instance_norm", (F.instance_norm,), norms.instance_norm, True, _NORM, "running statistics, autocast"),
-    Row("layer_norm", (F.layer_norm,), norms.layer_norm, True, _NORM, "autocast"),
-    Row("group_norm", (F.group_norm,), norms.group_norm, True, _NORM, "autocast"),
+    Row("instance_norm", (F.instance_norm,), norms.instance_norm, True, _NORM, "running statistics"),
+    Row("layer_norm", (F.layer_norm,), norms.layer_norm, True, _NORM, ""),
+    Row("group_norm", (F.group_norm,), norms.group_norm, True, _NORM, ""),
     Row("scaled_dot_product_attention", (_SDPA,), attention.by_math(_SDPA), True, _MATH, "", needed=True),
     Row("multi_head_attention_forward", (_MHA,), attention.by_math(_MHA), True, _MATH, "", needed=True),
 )

@@ -48,7 +48,7 @@ def _channels(value: Tensor | None, groups: int, x: Tensor) -> Tensor | float:
 
 def _channel_sum(x: Tensor) -> Tensor:
     """The sum of a split x over everything but the channel, of shape (C,)."""
-    return x.sum((0, 3)).flatten()
+    return x.sum((0, 3)).reshape(-1)
 
 
 def _joined(split: Tensor, like: Tensor) -> Tensor:
