@@ -34,7 +34,8 @@ class BilinearMap(Protocol):
     def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
         """The gradient in w, of which only shape and layout are used."""
 
-    def to_bias(self, g: Tensor) -> Tensor: ...
+    def to_bias(self, g: Tensor) -> Tensor:
+        """Each sample's gradient in b, of shape (B, channels)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Convolution:
         return aten.convolution_backward(g, x, w, None, *self._options, (False, True, False))[1]
 
     def to_bias(self, g: Tensor) -> Tensor:
-        return g.sum((0, *range(2, g.dim())))
+        return g.sum(tuple(range(2, g.dim())))
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Linear:
         return g.reshape(-1, g.shape[-1]).mT.mm(x.reshape(-1, x.shape[-1]))
 
     def to_bias(self, g: Tensor) -> Tensor:
-        return g.reshape(-1, g.shape[-1]).sum(0)
+        return g.flatten(1, -2).sum(1) if g.dim() > 2 else g
 
 
 class Apply(Node):
@@ -104,7 +105,7 @@ class Apply(Node):
                 grad_x = map.to_input(g, w, x)
         if wants(ctx, 1):
             grad_w = ToWeight.apply(g, x, w.detach(), map) if create_graph else map.to_weight(g, x, w)
-        grad_b = map.to_bias(g) if wants(ctx, 2) else None
+        grad_b = map.to_bias(g).sum(0) if wants(ctx, 2) else None
         return grad_x, grad_w, grad_b, None, None
 
 
@@ -138,7 +139,7 @@ class ToInput(Node):
             stream = t if seeds is None else torch.addcmul(t, _column(seeds, x), x)
             grad_w = ToWeight.apply(g, stream, w.detach(), map) if create_graph else map.to_weight(g, stream, w)
         if wants(ctx, 2, recording):
-            grad_b = torch.zeros_like(ctx.bias) if seeds is None else map.to_bias(_column(seeds, g) * g)
+            grad_b = torch.zeros_like(ctx.bias) if seeds is None else seeds.to(g.dtype) @ map.to_bias(g)
         return grad_g, grad_w, grad_b, None, None, None
 
 
