@@ -263,3 +263,17 @@ def test_pairs_survive_a_copy_of_the_critic():
     twin = copy.deepcopy(critic)
     plain.loss(scores, penalty).backward()
     assert all(p.grad is None for p in twin.parameters())
+
+
+def test_what_the_critic_shares_with_the_rest_of_the_loss():
+    """The merged backward leaves a graph that others go through too."""
+    results = []
+    for ours in (False, True):
+        torch.manual_seed(1)
+        p = torch.randn(4).requires_grad_()
+        scale = p.exp()
+        critic = dense(lambda self, h, scale=scale: self.head(h * scale))
+        scores, penalty = gp.score_and_penalty(critic, X) if ours else plain.scores_and_penalty(critic, X)
+        (scores.mean() + penalty + scale.square().sum()).backward()
+        results.append(plain.kept_gradients([p, *critic.parameters()]))
+    plain.assert_close(*results)
