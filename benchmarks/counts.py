@@ -1,4 +1,4 @@
-"""What a step asks of any device: calls, convolutions, bytes, memory."""
+"""What a step asks of any device: calls, convolutions, bytes, arithmetic, memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 _FREE = {
     "_reshape_alias",
@@ -45,6 +46,7 @@ class Counts:
     ops: int = 0
     convolutions: int = 0
     bytes: int = 0
+    flops: int = 0  # of convolutions and matrix products
 
 
 class _Counting(TorchDispatchMode):
@@ -61,6 +63,8 @@ class _Counting(TorchDispatchMode):
             self.counts.ops += 1
             touched = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
             self.counts.bytes += sum({t.data_ptr(): t.nbytes for t in touched if t.numel()}.values())
+            if func.overloadpacket in flop_registry:
+                self.counts.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
             if name == "convolution":
                 self.counts.convolutions += 1
             elif name == "convolution_backward":

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,12 +50,25 @@ def test_roofline_without_matplotlib_says_so(tmp_path):
 
 
 def test_predictions_have_a_row_for_every_case_and_shape(cases):
-    result = run("benchmarks.predictions")
+    result = run("benchmarks.predictions", "--quick")
     assert result.returncode == 0, result.stderr
     assert "not measured" in result.stdout
     for case in cases.CASES:
         for shape in cases.SHAPES:
             assert f"| {case.name} | {'x'.join(map(str, shape))} |" in result.stdout
+    steps = importlib.import_module("benchmarks.steps")
+    for setting in steps.QUICK:
+        (row,) = [line for line in result.stdout.splitlines() if line.startswith(f"| {setting.name} |")]
+        assert all(float(gain) > 1 for gain in re.findall(r"([0-9.]+)x", row.split("|", 2)[2]))
+
+
+def test_arithmetic_is_counted():
+    counts = importlib.import_module("benchmarks.counts")
+    x, w = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(5, 3, 3, 3, requires_grad=True)
+    a, b = torch.randn(4, 6), torch.randn(6, 7)
+    of_convolution = 2 * (2 * 5 * 6 * 6) * (3 * 3 * 3)
+    assert counts.count(lambda: a @ b).flops == 2 * 4 * 6 * 7
+    assert counts.count(lambda: torch.nn.functional.conv2d(x, w).sum().backward()).flops == 3 * of_convolution
 
 
 def test_costs_count_every_launch(cases, monkeypatch):

@@ -34,8 +34,8 @@ class BilinearMap(Protocol):
     def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
         """The gradient in w, of which only shape and layout are used."""
 
-    def to_bias(self, g: Tensor) -> Tensor:
-        """Each sample's gradient in b, of shape (B, channels)."""
+    def to_bias(self, g: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """The gradient in b; with `seeds` of shape (B,) each sample's share counts that often."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Convolution:
     def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
         return aten.convolution_backward(g, x, w, None, *self._options, (False, True, False))[1]
 
-    def to_bias(self, g: Tensor) -> Tensor:
-        return g.sum(tuple(range(2, g.dim())))
+    def to_bias(self, g: Tensor, seeds: Tensor | None = None) -> Tensor:
+        pixels = tuple(range(2, g.dim()))
+        return g.sum((0, *pixels)) if seeds is None else g.sum(pixels).mT.mv(seeds.to(g.dtype))
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ class Linear:
     def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
         return g.reshape(-1, g.shape[-1]).mT.mm(x.reshape(-1, x.shape[-1]))
 
-    def to_bias(self, g: Tensor) -> Tensor:
-        return g.flatten(1, -2).sum(1) if g.dim() > 2 else g
+    def to_bias(self, g: Tensor, seeds: Tensor | None = None) -> Tensor:
+        if seeds is None:
+            return g.reshape(-1, g.shape[-1]).sum(0)
+        return (g if g.dim() == 2 else g.flatten(1, -2).sum(1)).mT.mv(seeds.to(g.dtype))
 
 
 class Apply(Node):
@@ -105,7 +108,7 @@ class Apply(Node):
                 grad_x = map.to_input(g, w, x)
         if wants(ctx, 1):
             grad_w = ToWeight.apply(g, x, w.detach(), map) if create_graph else map.to_weight(g, x, w)
-        grad_b = map.to_bias(g).sum(0) if wants(ctx, 2) else None
+        grad_b = map.to_bias(g) if wants(ctx, 2) else None
         return grad_x, grad_w, grad_b, None, None
 
 
@@ -139,7 +142,7 @@ class ToInput(Node):
             stream = t if seeds is None else torch.addcmul(t, _column(seeds, x), x)
             grad_w = ToWeight.apply(g, stream, w.detach(), map) if create_graph else map.to_weight(g, stream, w)
         if wants(ctx, 2, recording):
-            grad_b = torch.zeros_like(ctx.bias) if seeds is None else seeds.to(g.dtype) @ map.to_bias(g)
+            grad_b = torch.zeros_like(ctx.bias) if seeds is None else map.to_bias(g, seeds)
         return grad_g, grad_w, grad_b, None, None, None
 
 
