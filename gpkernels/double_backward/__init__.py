@@ -5,8 +5,9 @@ return zeros for the second derivative in their input, on which full convolution
 backward makes its weight gradient with an image-sized kernel; a norm's is fifty small kernels. Here, while a penalty
 runs the critic, a TorchFunctionMode (`mode`) sees each call of torch and swaps those in a `table` for autograd
 Functions that compute the same and know better second derivatives: `bilinear` (convolutions, linear), `pointwise`,
-`curved`, `pooling`, `norms`. Autograd still composes them, so unknown calls, hooks, views and shared weights work as ever, and a
-critic may be known in part. `sharing` then merges the backward of scores and penalty where the whole critic is known.
+`curved`, `pooling`, `norms`. Autograd still composes them, so unknown calls, hooks, views and shared weights work as
+ever, and a critic may be known in part. `sharing` then merges the backward of scores and penalty where the whole critic
+is known.
 
 Other designs were weighed. Module hooks miss functional calls. A traced joint graph must be traced again for every
 shape and does not see hooks or buffers. A tape of its own, with sweeps instead of autograd, reaches the same counts of

@@ -96,8 +96,7 @@ def fast_double_backward() -> Iterator[None]:
     result whose second derivative makes no zeros, no unused gradients, and few launches; everything else runs as it
     is. `gradient_penalty` and `score_and_penalty` do this by themselves. Inside, torch.compile'd functions run
     uncompiled and attention runs by its math kernel, since compiled code and the fused attention kernels have no second
-    derivative. A parameter whose gradient is zero for want of a path may get
-    None instead of zeros. Highest gradient order: as without it.
+    derivative. A gradient that is zero for want of a path may be None instead. Highest gradient order: as without it.
     """
     with rerouted(True):
         yield
