@@ -66,6 +66,27 @@ def compare(got, critic, wanted, twin, exact_buffers=True):
         assert "num_batches_tracked" not in name or a == 1
 
 
+@DTYPES
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_channels_last(name, dtype):
+    """A critic and images in channels_last give the parameters' gradients, and the penalty's, of contiguous ones."""
+    critic, x, kwargs = zoo.make(name, dtype)
+    if x.dim() not in (4, 5):
+        assert name in ("mlp", "audio", "transformer")
+        return
+    layout = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    for joint in (False, True):
+        mine, twin = copy.deepcopy(critic).to(memory_format=layout), copy.deepcopy(critic)
+        wanted_scores, wanted = plain.scores_and_penalty(twin, x, **kwargs)
+        at = x.contiguous(memory_format=layout)
+        if joint:
+            scores, got = gp.score_and_penalty(mine, at, kind="r1", critic_kwargs=kwargs)
+            got, wanted = plain.loss(scores, got), plain.loss(wanted_scores, wanted)
+        else:
+            got = gp.gradient_penalty(mine, at, kind="r1", critic_kwargs=kwargs)
+        compare(got, mine, wanted, twin, exact_buffers=False)
+
+
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_gradients_to_x_by_hand(name):
     critic, x, kwargs = zoo.make(name)

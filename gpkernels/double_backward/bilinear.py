@@ -58,6 +58,8 @@ class Convolution:
         return aten.convolution_backward(g, x, w, None, *self._options, (True, False, False))[0]
 
     def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        if w.shape[0] == 1:  # whose strides in channels_last torch's float64 kernel refuses
+            w = w.contiguous()
         return aten.convolution_backward(g, x, w, None, *self._options, (False, True, False))[1]
 
     def to_bias(self, g: Tensor, seeds: Tensor | None = None) -> Tensor:
