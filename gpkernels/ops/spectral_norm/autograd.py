@@ -7,7 +7,7 @@ plain references instead of saved tensors, which a first backward would free, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,13 @@ from gpkernels.ops.spectral_norm import reference
 
 Sigmas = list[Tensor]
 """sigma of every layer, a tensor (L,) for each device and dtype: see `groups_of`."""
+
+
+_T = TypeVar("_T")
+
+
+def _take(values: Sequence[_T], indices: list[int]) -> list[_T]:
+    return [values[i] for i in indices]
 
 
 def groups_of(weights: Sequence[Tensor]) -> list[list[int]]:
@@ -60,10 +67,10 @@ def spectral_iterate(
     sigmas = []
     with torch.no_grad():
         for indices in groups_of(weights):
-            w, left, right, d = ([x[i] for i in indices] for x in (weights, u, v, dims))
+            w, left, right = (_take(x, indices) for x in (weights, u, v))
             impl = registry.choose("spectral_norm", w[0])
             assert impl.update is not None
-            sigmas.append(impl.update([x.contiguous() for x in w], left, right, d, iterations, eps))
+            sigmas.append(impl.update([x.contiguous() for x in w], left, right, _take(dims, indices), iterations, eps))
             if iterations and not torch.compiler.is_compiling():
                 torch.autograd.graph.increment_version([x for x in (*left, *right) if not x.is_inference()])
     return sigmas
@@ -86,7 +93,8 @@ def spectral_scale(
     """
     result: list[Tensor] = list(weights)
     for indices, s in zip(groups_of(weights), sigma, strict=True):
-        w, left, right, d, t = ([x[i] for i in indices] for x in (weights, u, v, dims, targets))
+        w, left, right = (_take(x, indices) for x in (weights, u, v))
+        d, t = _take(dims, indices), _take(targets, indices)
         if under_transform():
             scaled: Sequence[Tensor] = [_plain(*layer, eps) for layer in zip(w, left, right, d, t, strict=True)]
         else:
@@ -117,7 +125,8 @@ class Options(NamedTuple):
         """Those of some layers."""
         if len(layers) == len(self.u):
             return self
-        u, v, dims, targets = ([x[i] for i in layers] for x in self[:2] + self[3:5])
+        u, v = _take(self.u, layers), _take(self.v, layers)
+        dims, targets = _take(self.dims, layers), _take(self.targets, layers)
         return self._replace(u=u, v=v, sigma=self.sigma[layers], dims=dims, targets=targets)
 
 
@@ -161,17 +170,13 @@ def _check_versions(ctx: Any) -> None:
     now = _versions(ctx)
     if now == ctx.versions:
         return
-    first = next(i for i, (a, b) in enumerate(zip(now, ctx.versions, strict=True)) if a != b)
-    layers = len(ctx.weights)
+    first, layers = next(i for i, (a, b) in enumerate(zip(now, ctx.versions, strict=True)) if a != b), len(ctx.weights)
     what = ("the weight", "u", "v", "sigma")[first // layers]
-    layer = (
-        ""
-        if first // layers == 3
-        else f" of layer {first % layers}, of shape {tuple(ctx.weights[first % layers].shape)},"
-    )
+    shape = tuple(ctx.weights[first % layers].shape)
+    layer = f" of layer {first % layers}, of shape {shape}," if first < 3 * layers else ""
     raise RuntimeError(
-        f"spectral_norm: {what}{layer} was changed in place since it was normalised, and the gradient needs its old "
-        "value: run every backward before the optimizer step or the power iteration that changes it"
+        f"spectral_norm: {what}{layer} was changed in place since it was used, and the gradient needs its old value: "
+        "run every backward before the optimizer step or the power iteration that changes it"
     )
 
 

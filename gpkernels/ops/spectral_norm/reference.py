@@ -17,11 +17,8 @@ from gpkernels.ops._layout import accumulation_dtype
 
 def matrix(weight: Tensor, dim: int) -> Tensor:
     """W, in the accumulation dtype."""
-    return (
-        weight.to(accumulation_dtype(weight.dtype)).movedim(dim, 0).flatten(1)
-        if weight.dim() > 1
-        else weight.to(accumulation_dtype(weight.dtype)).unsqueeze(1)
-    )
+    w = weight.to(accumulation_dtype(weight.dtype)).movedim(dim, 0)
+    return w.flatten(1) if w.dim() > 1 else w.unsqueeze(1)
 
 
 def from_matrix(w: Tensor, dim: int, like: Tensor) -> Tensor:
@@ -30,10 +27,10 @@ def from_matrix(w: Tensor, dim: int, like: Tensor) -> Tensor:
     return w.reshape(first).movedim(0, dim).to(like.dtype).contiguous()
 
 
-def _normalised(x: Tensor, otherwise: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(x / ||x||, ||x||), or `otherwise` for x / ||x|| where the norm is at most eps (or NaN)."""
+def _direction(x: Tensor, otherwise: Tensor, eps: float) -> Tensor:
+    """x / ||x||, or `otherwise` where the norm is at most eps or NaN."""
     norm = torch.linalg.vector_norm(x)
-    return torch.where(norm > eps, x / norm, otherwise), norm
+    return torch.where(norm > eps, x / norm, otherwise)
 
 
 def spectral_norm_iterate(
@@ -44,19 +41,19 @@ def spectral_norm_iterate(
     iterations: int,
     eps: float,
 ) -> Tensor:
-    """Moves u and v in place by so many power iterations, v <- W^T u / ||W^T u||, u <- W v / ||W v||, and returns every
-    layer's sigma, of shape (len(weights),): ||W v|| of the last iteration, or u . (W v) without any.
-
-    A norm of at most eps, or NaN, leaves its vector as it was; sigma is then u . (W v).
+    """Moves u and v in place by so many power iterations, v <- W^T u / ||W^T u||, u <- W v / ||W v||, and returns
+    sigma = u . (W v) of every layer, of shape (layers,): after an iteration it is ||W v||, without any it is what u and
+    v give. A norm that is at most eps, or NaN, leaves its vector as it was.
     """
     sigmas = []
     for weight, left, right, dim in zip(weights, u, v, dims, strict=True):
         w = matrix(weight, dim)
         for _ in range(iterations):
-            right.copy_(_normalised(w.mT @ left, right, eps)[0])
-            left.copy_(_normalised(w @ right, left, eps)[0])
-        sigmas.append(torch.dot(left, w @ right))
-    return torch.stack(sigmas) if sigmas else torch.empty(0)
+            right.copy_(_direction(w.mT @ left, right, eps))
+            image = w @ right
+            left.copy_(_direction(image, left, eps))
+        sigmas.append(torch.dot(left, image if iterations else w @ right))
+    return torch.stack(sigmas)
 
 
 def sigma(weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
