@@ -1,0 +1,191 @@
+"""The layers that are normalised together: one call for all, shared by the forwards of a step."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpkernels.ops._layout import accumulation_dtype
+from gpkernels.ops.spectral_norm.autograd import Sigmas, by_layer, groups_of, spectral_iterate, spectral_scale
+from gpkernels.spectral import steps
+from gpkernels.spectral.layout import layout
+
+if TYPE_CHECKING:
+    from gpkernels.spectral.parametrization import SpectralNorm
+
+
+class Result(NamedTuple):
+    """A normalised weight kept for the next read, and the state it was made in."""
+
+    value: Tensor
+    version: int
+    state: tuple[steps.Mark | None, ...]
+    captured: bool
+    once: bool
+
+    def holds(self, state: tuple[steps.Mark | None, ...]) -> bool:
+        value = self.value
+        if self.state != state or self.captured != _capturing(value):
+            return False
+        if value.is_inference():
+            return torch.is_inference_mode_enabled()
+        return value._version == self.version
+
+
+class Group:
+    """Layers with the same `iterations` and `eps`. It holds them weakly; copied or unpickled, a group starts anew with
+    the layers that were copied with it."""
+
+    def __init__(self, iterations: int, eps: float) -> None:
+        self.iterations, self.eps = iterations, eps
+        self._start()
+
+    def _start(self) -> None:
+        self._members: list[weakref.ref[SpectralNorm]] = []
+        self._lock = threading.RLock()
+        self._last: tuple[list[weakref.ref[SpectralNorm]], Sigmas] | None = None
+        self._graph_reads_sigma = False
+        steps.watch(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"iterations": self.iterations, "eps": self.eps}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def add(self, member: SpectralNorm) -> None:
+        with self._lock:
+            self._members.append(weakref.ref(member))
+
+    def members(self) -> Iterator[tuple[SpectralNorm, Tensor]]:
+        """The layers that are in use, each with its weight."""
+        for reference in tuple(self._members):
+            member = reference()
+            weight = None if member is None else member.original()
+            if member is not None and weight is not None:
+                yield member, weight
+
+    def due(self) -> Iterator[tuple[SpectralNorm, Tensor]]:
+        return ((m, w) for m, w in self.members() if m.training)
+
+    @torch.no_grad()
+    def update(self, members: Sequence[SpectralNorm], iterations: int | None = None) -> None:
+        """Moves u and v of these layers, and keeps their sigma. iterations=0 only measures it."""
+        with self._lock, _without_autocast(members[0]):
+            weights, u, v, dims = [], [], [], []
+            for member in members:
+                weight = member.original()
+                assert weight is not None
+                member.fit(weight)
+                form = layout(weight, member.dim)
+                weights.append(form.arrange(weight.detach()))
+                u.append(member._u)
+                v.append(form.arrange_v(member._v))
+                dims.append(form.kernel_dim)
+            iterations = self.iterations if iterations is None else iterations
+            sigmas = spectral_iterate(weights, u, v, dims, iterations, self.eps)
+            now = steps.tick()
+            for member, moved, sigma in zip(members, v, by_layer(weights, sigmas), strict=True):
+                weight = member.original()
+                assert weight is not None
+                if moved is not member._v and iterations:
+                    member._v.copy_(layout(weight, member.dim).restore_v(moved))
+                if self._graph_reads_sigma and member.sigma is not None and member.sigma.device == sigma.device:
+                    member.sigma.copy_(sigma)  # where the graph will look for it
+                else:
+                    member.sigma = sigma
+                member.results.clear()
+                member.updated_at, member.updated_mark = now, steps.mark(weight)
+                member.updated_state = member.state(weight)
+            self._last = None if self._graph_reads_sigma else ([weakref.ref(m) for m in members], sigmas)
+
+    def read(self, member: SpectralNorm, weight: Tensor) -> Tensor:
+        """The normalised weight of a layer, computed with those of all layers that the same pass will ask for."""
+        if weight is not member.original():
+            return self._compute([member], [weight], False)[0]
+        with self._lock:
+            grads, state = torch.is_grad_enabled() and weight.requires_grad, member.state(weight)
+            if None in state:
+                return self._compute([member], [weight], False)[0]
+            found = member.take(grads, state)
+            if found is not None:
+                return found
+            known = member.updated_state == state
+            batch = [
+                (m, w, s)
+                for m, w in self.members()
+                if (torch.is_grad_enabled() and w.requires_grad) == grads
+                and None not in (s := m.state(w))
+                and (m.updated_state == s) == known
+                and (m is member or not (known and m.has(grads, s)))
+            ]
+            captured = _capturing(weight)
+            self._graph_reads_sigma |= captured
+            once = not known or self._graph_reads_sigma
+            results = self._compute([m for m, _, _ in batch], [w for _, w, _ in batch], known)
+            for (m, _, s), value in zip(batch, results, strict=True):
+                version = 0 if value.is_inference() else value._version
+                m.results[grads] = Result(value, version, s, captured, once)
+            mine = member.take(grads, state)
+            assert mine is not None
+            return mine
+
+    def _compute(self, members: list[SpectralNorm], weights: list[Tensor], known: bool) -> list[Tensor]:
+        """W target / sigma; `known` where the layers' sigma belongs to their state."""
+        grads = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
+        with _without_autocast(members[0]):
+            forms = [layout(w, m.dim) for m, w in zip(members, weights, strict=True)]
+            dims = [form.kernel_dim for form in forms]
+            arranged = [form.arrange(w) for form, w in zip(forms, weights, strict=True)]
+            u, v = [m._u for m in members], [m._v for m in members]
+            with torch.no_grad():
+                if not known:
+                    u, v = (
+                        units([x.to(accumulation_dtype(w.dtype)) for x, w in zip(vectors, weights, strict=True)])
+                        for vectors in (u, v)
+                    )
+                elif grads:  # the backward's own: DDP may write the buffers before it, with the same values
+                    u, v = copies(u), copies(v)
+                v = [form.arrange_v(x) for form, x in zip(forms, v, strict=True)]
+                if known:
+                    sigmas = self._known_sigmas(members, weights)
+                else:
+                    sigmas = spectral_iterate([w.detach() for w in arranged], u, v, dims, 0, self.eps)
+            targets = [m.target for m in members]
+            scaled = spectral_scale(arranged, u, v, sigmas, dims, targets, self.eps)
+            return [form.restore(x) for form, x in zip(forms, scaled, strict=True)]
+
+    def _known_sigmas(self, members: list[SpectralNorm], weights: list[Tensor]) -> Sigmas:
+        if self._last is not None:
+            last, sigmas = self._last
+            if len(last) == len(members) and all(r() is m for r, m in zip(last, members, strict=True)):
+                return sigmas
+        found = [m.sigma for m in members]
+        return [torch.stack([s for i in indices if (s := found[i]) is not None]) for indices in groups_of(weights)]
+
+
+def units(vectors: list[Tensor]) -> list[Tensor]:
+    """The vectors at length 1, to the bit as they are where they have it already; a zero vector stays. New tensors."""
+    lengths = torch._foreach_norm(vectors)
+    factors = [torch.where(((n - 1).abs() < 1e-3) | (n == 0), 1.0, n) for n in lengths]
+    return list(torch._foreach_div(vectors, factors))
+
+
+def copies(vectors: list[Tensor]) -> list[Tensor]:
+    """Copies, in one launch on a GPU."""
+    return list(torch._foreach_mul(vectors, 1.0))
+
+
+def _capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _without_autocast(member: SpectralNorm) -> Any:
+    """The norm is computed in the weight's own dtype: under autocast the reference's products would not be."""
+    return torch.autocast(member._u.device.type, enabled=False)
