@@ -9,7 +9,8 @@
 
 namespace gpkernels {
 
-// A contiguous weight as (outer, rows, inner): row r of the matrix W is the elements (a, r, b), its column a * inner + b.
+// A contiguous weight as (outer, rows, inner): row r of the matrix W is the elements (a, r, b), its column a * inner +
+// b.
 struct SpectralShape {
   int64_t outer, rows, inner;
 
@@ -28,6 +29,7 @@ inline SpectralShape spectral_shape(const Tensor& weight, int64_t dim) {
   SpectralShape shape{1, sizes[dim], 1};
   for (int64_t d = 0; d < dim; ++d) shape.outer *= sizes[d];
   for (size_t d = dim + 1; d < sizes.size(); ++d) shape.inner *= sizes[d];
+  STD_TORCH_CHECK(shape.numel() > 0, "weights: wanted no empty one, got one without elements");
   return shape;
 }
 
