@@ -14,8 +14,8 @@
 namespace gpkernels::cpu {
 namespace {
 
-// Elements of a block.
-constexpr int64_t kBlock = 131072;
+// Elements of a weight that one thread does alone, from its cache; of a block of a larger one.
+constexpr int64_t kAlone = 196608, kBlock = 131072;
 // Slabs of a block, at most: they are added up in the accumulation dtype.
 constexpr int64_t kBlockSlabs = 512;
 
@@ -45,7 +45,7 @@ struct Slabs {
     return slabs * length;
   }
   bool small() const {
-    return numel() <= kBlock;
+    return numel() <= kAlone;
   }
   int64_t blocks() const {
     return (slabs + height - 1) / height;
