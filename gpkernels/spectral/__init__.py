@@ -11,9 +11,11 @@ reloaded model goes on to the same bits, evaluation freezes, and any number of f
 the layers of a network share their work: the first read of a step computes every layer of the `group` in one call, and
 real, fake and penalty forwards share the results, one autograd node for all of them.
 
-What is shared is shared between reads only while it is known to be right: after an update, until the version or the
-address of a weight, u or v moves. In any other state (loaded weights, copies, averages) every pass over the network
-measures sigma anew, with u and v taken as directions of any length, and changes nothing.
+A result is kept for all reads while it is known to be right: after an update, or with gradients in training mode,
+until the version or the address of a weight, u or v moves. In any other state (copies, averages, loaded weights in
+evaluation) every pass over the network measures sigma anew, with u and v taken as directions of any length, and changes
+nothing: so averages may be written through `.data`, which no version shows. Weights in training may not, except by an
+optimizer's step: call `handle.update()` after it.
 
 `parametrization` holds the module, under the buffer names of torch's own; `convolution` the operator norm of a
 convolution, `measure` singular values, `checkpoints` the names of other libraries.

@@ -123,14 +123,14 @@ class Group:
                 if (torch.is_grad_enabled() and w.requires_grad) == grads
                 and None not in (s := m.state(w))
                 and (m.updated_state == s) == known
-                and (m is member or not (known and m.has(grads, s)))
+                and (m is member or not m.has(grads, s))
             ]
             captured = _capturing(weight)
             self._graph_reads_sigma |= captured
-            once = not known or self._graph_reads_sigma
             results = self._compute([m for m, _, _ in batch], [w for _, w, _ in batch], known)
             for (m, _, s), value in zip(batch, results, strict=True):
                 version = 0 if value.is_inference() else value._version
+                once = self._graph_reads_sigma or not (known or (grads and m.training))
                 m.results[grads] = Result(value, version, s, captured, once)
             mine = member.take(grads, state)
             assert mine is not None

@@ -70,7 +70,8 @@ class SpectralNorm(Owned):
         return steps.mark(weight), steps.mark(self._u), steps.mark(self._v)
 
     def has(self, grads: bool, state: tuple[steps.Mark | None, ...]) -> bool:
-        return grads in self.results and self.results[grads].holds(state)
+        """Whether a result is kept for all reads in this state."""
+        return grads in self.results and not self.results[grads].once and self.results[grads].holds(state)
 
     def take(self, grads: bool, state: tuple[steps.Mark | None, ...]) -> Tensor | None:
         """A kept result that is right in this state; one with a graph serves a read without gradients too."""
