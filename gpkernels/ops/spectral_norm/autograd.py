@@ -6,6 +6,7 @@ plain references instead of saved tensors, which a first backward would free, an
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,8 +29,16 @@ def _take(values: Sequence[_T], indices: list[int]) -> list[_T]:
     return [values[i] for i in indices]
 
 
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """The reference multiplies matrices, which autocast would round."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
 def groups_of(weights: Sequence[Tensor]) -> list[list[int]]:
     """Indices of the weights that one call of a kernel takes: one device and dtype each, in order of appearance."""
+    if not weights:
+        return []
     first = weights[0]
     if all(w.dtype == first.dtype and w.device == first.device for w in weights):
         return [list(range(len(weights)))]
@@ -59,17 +68,17 @@ def spectral_iterate(
     """Moves every u and v in place by so many power iterations and returns sigma. Not differentiable.
 
     Args:
-        weights: any shapes, memory formats, devices and floating dtypes; not empty.
+        weights: any shapes, memory formats, devices and floating dtypes, none without elements.
         u, v: of shape (rows,) and (cols,), contiguous, in the accumulation dtype, on the weight's device.
         dims: which dimension of each weight is rows, >= 0.
         iterations: 0 only computes sigma = u . (W v).
     """
     sigmas = []
-    with torch.no_grad():
-        for indices in groups_of(weights):
-            w, left, right = (_take(x, indices) for x in (weights, u, v))
-            impl = registry.choose("spectral_norm", w[0])
-            assert impl.update is not None
+    for indices in groups_of(weights):
+        w, left, right = (_take(x, indices) for x in (weights, u, v))
+        impl = registry.choose("spectral_norm", w[0])
+        assert impl.update is not None
+        with torch.no_grad(), _without_autocast(w[0]):
             sigmas.append(impl.update([x.contiguous() for x in w], left, right, _take(dims, indices), iterations, eps))
             if iterations and not torch.compiler.is_compiling():
                 torch.autograd.graph.increment_version([x for x in (*left, *right) if not x.is_inference()])
@@ -96,7 +105,8 @@ def spectral_scale(
         w, left, right = (_take(x, indices) for x in (weights, u, v))
         d, t = _take(dims, indices), _take(targets, indices)
         if under_transform():
-            scaled: Sequence[Tensor] = [_plain(*layer, eps) for layer in zip(w, left, right, d, t, strict=True)]
+            with _without_autocast(w[0]):
+                scaled: Sequence[Tensor] = [_plain(*layer, eps) for layer in zip(w, left, right, d, t, strict=True)]
         else:
             scaled = _scale(w, Options(left, right, s, d, t, eps, registry.choose("spectral_norm", w[0])))
         for i, out in zip(indices, scaled, strict=True):
@@ -233,10 +243,11 @@ class ScaleBackward(torch.autograd.Function):
         u, v, sigma, dims, targets, eps, _ = ctx.options
         dead, layers = (sigma <= eps).unbind(), len(u)
         results: list[Tensor | None] = [None] * (1 + 2 * layers)
-        for i, tangent in enumerate(tangents):
-            if tangent is not None:
-                results[1 + i], results[1 + layers + i] = reference.spectral_norm_scale_double_backward(
-                    tangent, ctx.grads[i], ctx.weights[i], u[i], v[i], dead[i], dims[i], targets[i]
-                )
+        with _without_autocast(sigma):
+            for i, tangent in enumerate(tangents):
+                if tangent is not None:
+                    results[1 + i], results[1 + layers + i] = reference.spectral_norm_scale_double_backward(
+                        tangent, ctx.grads[i], ctx.weights[i], u[i], v[i], dead[i], dims[i], targets[i]
+                    )
         needed = ctx.needs_input_grad
         return tuple(r if need else None for r, need in zip(results, needed, strict=True))
