@@ -173,7 +173,7 @@ class Group:
 def units(vectors: list[Tensor]) -> list[Tensor]:
     """The vectors at length 1, to the bit as they are where they have it already; a zero vector stays. New tensors."""
     lengths = torch._foreach_norm(vectors)
-    factors = [torch.where(((n - 1).abs() < 1e-3) | (n == 0), 1.0, n) for n in lengths]
+    factors = [torch.where(((n - 1).abs() < 1e-5) | (n == 0), 1.0, n) for n in lengths]
     return list(torch._foreach_div(vectors, factors))
 
 

@@ -171,19 +171,20 @@ def _remember(ctx: Any, options: Options, weights: tuple[Tensor, ...]) -> None:
 
 def _versions(ctx: Any) -> list[int]:
     tensors = (*ctx.weights, *ctx.options.u, *ctx.options.v, ctx.options.sigma)
-    try:
-        return [t._version for t in tensors]
-    except RuntimeError:  # inference tensors have none
-        return [0 if t.is_inference() else t._version for t in tensors]
+    return [0 if t.is_inference() else t._version for t in tensors]
 
 
-def _check_versions(ctx: Any) -> None:
+def _check_versions(ctx: Any, used: list[int]) -> None:
+    """Raises if a tensor that these layers' gradients need has changed; the others of the group may have."""
     if torch.compiler.is_compiling():
         return
-    now = _versions(ctx)
+    now, layers = _versions(ctx), len(ctx.weights)
     if now == ctx.versions:
         return
-    first, layers = next(i for i, (a, b) in enumerate(zip(now, ctx.versions, strict=True)) if a != b), len(ctx.weights)
+    changed = [i for i, (a, b) in enumerate(zip(now, ctx.versions, strict=True)) if a != b]
+    first = next((i for i in changed if i == 3 * layers or i % layers in used), None)
+    if first is None:
+        return
     what = ("the weight", "u", "v", "sigma")[first // layers]
     shape = tuple(ctx.weights[first % layers].shape)
     layer = f" of layer {first % layers}, of shape {shape}," if first < 3 * layers else ""
@@ -204,9 +205,9 @@ class Scale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        _check_versions(ctx)
         needed = ctx.needs_input_grad[1:]
         layers = [i for i, g in enumerate(grads) if g is not None and needed[i]]
+        _check_versions(ctx, layers)
         results: list[Tensor | None] = [None] * (len(grads) + 1)
         if layers:
             some = [grads[i] for i in layers]
@@ -239,7 +240,7 @@ class ScaleBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        _check_versions(ctx)
+        _check_versions(ctx, [i for i, t in enumerate(tangents) if t is not None])
         u, v, sigma, dims, targets, eps, _ = ctx.options
         dead, layers = (sigma <= eps).unbind(), len(u)
         results: list[Tensor | None] = [None] * (1 + 2 * layers)
