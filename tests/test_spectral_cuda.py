@@ -50,12 +50,9 @@ def draw(layers, dtype, place=torch.clone):
     weights = [place(torch.randn(shape, dtype=torch.float64).to(dtype)) for shape, _ in layers]
     u, v = [], []
     for weight, (shape, dim) in zip(weights, layers, strict=True):
-        vectors = (
-            torch.randn(shape[dim], dtype=accumulation),
-            torch.randn(weight.numel() // shape[dim]).to(accumulation),
-        )
-        for vectors_of, x in zip((u, v), vectors, strict=True):
-            vectors_of.append(place(torch.nn.functional.normalize(x, dim=0)))
+        for vectors, length in ((u, shape[dim]), (v, weight.numel() // shape[dim])):
+            x = torch.nn.functional.normalize(torch.randn(length, dtype=torch.float64), dim=0)
+            vectors.append(place(x.to(accumulation)))
     return weights, u, v, [dim for _, dim in layers]
 
 
