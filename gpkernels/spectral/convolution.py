@@ -104,7 +104,7 @@ class ConvolutionNorm(Owned):
         if weight is not None:
             self.fit(weight)
             self._iterate(self.convolution.wide(weight.detach()), self.iterations if iterations is None else iterations)
-            self.updated_at, self.updated_mark = steps.tick(), None if own is None else steps.mark(own)
+            self.known.at, self.known.mark = steps.tick(), None if own is None else steps.mark(own)
 
     @torch.no_grad()
     def _iterate(self, weight: Tensor, iterations: int) -> None:

@@ -14,6 +14,7 @@ from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops.spectral_norm.autograd import Sigmas, by_layer, groups_of, spectral_iterate, spectral_scale
 from gpkernels.spectral import steps
 from gpkernels.spectral.layout import layout
+from gpkernels.spectral.portable import State
 
 if TYPE_CHECKING:
     from gpkernels.spectral.parametrization import SpectralNorm
@@ -24,11 +25,11 @@ class Result(NamedTuple):
 
     value: Tensor
     version: int
-    state: tuple[steps.Mark | None, ...]
+    state: State
     captured: bool
     once: bool
 
-    def holds(self, state: tuple[steps.Mark | None, ...]) -> bool:
+    def holds(self, state: State) -> bool:
         value = self.value
         if self.state != state or self.captured != _capturing(value):
             return False
@@ -78,31 +79,33 @@ class Group:
     def update(self, members: Sequence[SpectralNorm], iterations: int | None = None) -> None:
         """Moves u and v of these layers, and keeps their sigma. iterations=0 only measures it."""
         with self._lock, _without_autocast(members[0]):
-            weights, u, v, dims = [], [], [], []
+            originals, forms, weights, u, v = [], [], [], [], []
             for member in members:
                 weight = member.original()
                 assert weight is not None
                 member.fit(weight)
                 form = layout(weight, member.dim)
+                own_u, own_v = member.uv()
+                originals.append(weight)
+                forms.append(form)
                 weights.append(form.arrange(weight.detach()))
-                u.append(member._u)
-                v.append(form.arrange_v(member._v))
-                dims.append(form.kernel_dim)
+                u.append(own_u)
+                v.append(form.arrange_v(own_v))
             iterations = self.iterations if iterations is None else iterations
-            sigmas = spectral_iterate(weights, u, v, dims, iterations, self.eps)
+            sigmas = spectral_iterate(weights, u, v, [form.kernel_dim for form in forms], iterations, self.eps)
             now = steps.tick()
-            for member, moved, sigma in zip(members, v, by_layer(weights, sigmas), strict=True):
-                weight = member.original()
-                assert weight is not None
-                if moved is not member._v and iterations:
-                    member._v.copy_(layout(weight, member.dim).restore_v(moved))
-                if self._graph_reads_sigma and member.sigma is not None and member.sigma.device == sigma.device:
-                    member.sigma.copy_(sigma)  # where the graph will look for it
+            for i, sigma in enumerate(by_layer(weights, sigmas)):
+                own_v = members[i].uv()[1]
+                if v[i] is not own_v and iterations:
+                    own_v.copy_(forms[i].restore_v(v[i]))
+                known = members[i].known
+                if self._graph_reads_sigma and known.sigma is not None and known.sigma.device == sigma.device:
+                    known.sigma.copy_(sigma)  # where the graph will look for it
                 else:
-                    member.sigma = sigma
-                member.results.clear()
-                member.updated_at, member.updated_mark = now, steps.mark(weight)
-                member.updated_state = member.state(weight)
+                    known.sigma = sigma
+                known.results.clear()
+                known.at, known.state = now, members[i].state(originals[i])
+                known.mark = known.state[0]
             self._last = None if self._graph_reads_sigma else ([weakref.ref(m) for m in members], sigmas)
 
     def read(self, member: SpectralNorm, weight: Tensor) -> Tensor:
@@ -116,13 +119,13 @@ class Group:
             found = member.take(grads, state)
             if found is not None:
                 return found
-            known = member.updated_state == state
+            known = member.known.state == state
             batch = [
                 (m, w, s)
                 for m, w in self.members()
                 if (torch.is_grad_enabled() and w.requires_grad) == grads
                 and None not in (s := m.state(w))
-                and (m.updated_state == s) == known
+                and (m.known.state == s) == known
                 and (m is member or not m.has(grads, s))
             ]
             captured = _capturing(weight)
@@ -131,7 +134,7 @@ class Group:
             for (m, _, s), value in zip(batch, results, strict=True):
                 version = 0 if value.is_inference() else value._version
                 once = self._graph_reads_sigma or not (known or (grads and m.training))
-                m.results[grads] = Result(value, version, s, captured, once)
+                m.known.results[grads] = Result(value, version, s, captured, once)
             mine = member.take(grads, state)
             assert mine is not None
             return mine
@@ -143,7 +146,7 @@ class Group:
             forms = [layout(w, m.dim) for m, w in zip(members, weights, strict=True)]
             dims = [form.kernel_dim for form in forms]
             arranged = [form.arrange(w) for form, w in zip(forms, weights, strict=True)]
-            u, v = [m._u for m in members], [m._v for m in members]
+            u, v = map(list, zip(*(m.uv() for m in members), strict=True))
             with torch.no_grad():
                 if not known:
                     u, v = (
@@ -151,7 +154,8 @@ class Group:
                         for vectors in (u, v)
                     )
                 elif grads:  # the backward's own: DDP may write the buffers before it, with the same values
-                    u, v = copies(u), copies(v)
+                    both = copies([*u, *v])
+                    u, v = both[: len(u)], both[len(u) :]
                 v = [form.arrange_v(x) for form, x in zip(forms, v, strict=True)]
                 if known:
                     sigmas = self._known_sigmas(members, weights)
@@ -166,7 +170,7 @@ class Group:
             last, sigmas = self._last
             if len(last) == len(members) and all(r() is m for r, m in zip(last, members, strict=True)):
                 return sigmas
-        found = [m.sigma for m in members]
+        found = [m.known.sigma for m in members]
         return [torch.stack([s for i in indices if (s := found[i]) is not None]) for indices in groups_of(weights)]
 
 
@@ -178,8 +182,11 @@ def units(vectors: list[Tensor]) -> list[Tensor]:
 
 
 def copies(vectors: list[Tensor]) -> list[Tensor]:
-    """Copies, in one launch on a GPU."""
-    return list(torch._foreach_mul(vectors, 1.0))
+    """Copies, made in one call."""
+    first = vectors[0]
+    if first.is_cuda or any(x.dtype != first.dtype or x.device != first.device for x in vectors):
+        return list(torch._foreach_mul(vectors, 1.0))  # aligned each, as the kernels like them
+    return list(torch.cat(vectors).split([len(x) for x in vectors]))
 
 
 def _capturing(x: Tensor) -> bool:
@@ -188,4 +195,4 @@ def _capturing(x: Tensor) -> bool:
 
 def _without_autocast(member: SpectralNorm) -> Any:
     """The norm is computed in the weight's own dtype: under autocast the reference's products would not be."""
-    return torch.autocast(member._u.device.type, enabled=False)
+    return torch.autocast(member.uv()[0].device.type, enabled=False)

@@ -26,16 +26,20 @@ class Layout(NamedTuple):
 
     def arrange_v(self, v: Tensor) -> Tensor:
         """v with its elements in the order of the arranged weight's columns; itself where that is its own."""
+        if self.order is None:
+            return v
         own, arranged = self._columns()
         return v if own == arranged else self._moved(v, own, arranged)
 
     def restore_v(self, v: Tensor) -> Tensor:
+        if self.order is None:
+            return v
         own, arranged = self._columns()
         return v if own == arranged else self._moved(v, arranged, own)
 
     def _columns(self) -> tuple[list[int], list[int]]:
         own = [d for d in range(len(self.shape)) if d != self.dim]
-        return own, own if self.order is None else [d for d in self.order if d != self.dim]
+        return own, [d for d in self.order or () if d != self.dim]
 
     def _moved(self, v: Tensor, source: list[int], wanted: list[int]) -> Tensor:
         return v.view([self.shape[d] for d in source]).permute([source.index(d) for d in wanted]).reshape(-1)

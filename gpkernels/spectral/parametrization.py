@@ -13,8 +13,8 @@ from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops.spectral_norm import reference
 from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale
 from gpkernels.spectral import steps
-from gpkernels.spectral.group import Group, Result, copies, units
-from gpkernels.spectral.portable import Owned
+from gpkernels.spectral.group import Group, copies, units
+from gpkernels.spectral.portable import Owned, State
 
 
 class SpectralNorm(Owned):
@@ -50,12 +50,6 @@ class SpectralNorm(Owned):
             else:
                 self._iterate(w, 15)
 
-    def _forget(self) -> None:
-        super()._forget()
-        self.sigma: Tensor | None = None
-        self.updated_state: tuple[steps.Mark | None, ...] | None = None
-        self.results: dict[bool, Result] = {}
-
     def attach(self, owner: ParametrizationList) -> None:
         """A first parametrization joins the group's common reads; one after others is computed by itself."""
         super().attach(owner)
@@ -65,22 +59,29 @@ class SpectralNorm(Owned):
             if weight is not None and not weight.is_meta:
                 self.group.update([self], 0)
 
-    def state(self, weight: Tensor) -> tuple[steps.Mark | None, ...]:
-        """What a normalised weight is a function of."""
-        return steps.mark(weight), steps.mark(self._u), steps.mark(self._v)
+    def uv(self) -> tuple[Tensor, Tensor]:
+        """u and v, faster than as attributes."""
+        buffers: Any = self._buffers
+        return buffers["_u"], buffers["_v"]
 
-    def has(self, grads: bool, state: tuple[steps.Mark | None, ...]) -> bool:
+    def state(self, weight: Tensor) -> State:
+        u, v = self.uv()
+        return steps.mark(weight), steps.mark(u), steps.mark(v)
+
+    def has(self, grads: bool, state: State) -> bool:
         """Whether a result is kept for all reads in this state."""
-        return grads in self.results and not self.results[grads].once and self.results[grads].holds(state)
+        result = self.known.results.get(grads)
+        return result is not None and not result.once and result.holds(state)
 
-    def take(self, grads: bool, state: tuple[steps.Mark | None, ...]) -> Tensor | None:
+    def take(self, grads: bool, state: State) -> Tensor | None:
         """A kept result that is right in this state; one with a graph serves a read without gradients too."""
+        results = self.known.results
         for key in (True,) if grads else (False, True):
-            result = self.results.get(key)
+            result = results.get(key)
             if result is None or not result.holds(state) or (result.once and key != grads):
                 continue
             if result.once:
-                del self.results[key]
+                del results[key]
             return result.value if key == grads else result.value.detach()
         return None
 

@@ -14,6 +14,25 @@ from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.spectral import steps
 
 
+class Known:
+    """What is known beside the buffers: a plain object, whose attributes cost a tenth of a module's."""
+
+    __slots__ = ("at", "mark", "owner", "results", "sigma", "state")
+
+    def __init__(self, owner: ParametrizationList | None = None) -> None:
+        self.owner = None if owner is None else weakref.ref(owner)
+        self.at = 0
+        """The time of the last update, its sigma, and the state and the weight's mark that it left."""
+        self.sigma: Tensor | None = None
+        self.state: State | None = None
+        self.mark: steps.Mark | None = None
+        self.results: dict[bool, Any] = {}
+
+
+State = tuple[steps.Mark | None, ...]
+"""What a normalised weight is a function of: the marks of the weight and the vectors."""
+
+
 class Owned(nn.Module):
     """A parametrization that knows the list it is in, without keeping it alive, and so the weight."""
 
@@ -22,23 +41,19 @@ class Owned(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._forget()
-
-    def _forget(self) -> None:
-        """What is known beside the buffers: neither copied nor saved."""
-        self._owner: weakref.ref[ParametrizationList] | None = None
-        self.updated_at = 0
-        self.updated_mark: steps.Mark | None = None
+        self.known = Known()
 
     def attach(self, owner: ParametrizationList) -> None:
-        self._owner = weakref.ref(owner)
+        self.known = Known(owner)
 
     def original(self) -> Tensor | None:
         """The weight, where this is the first parametrization of it."""
-        owner = None if self._owner is None else self._owner()
-        if owner is None or not owner.is_tensor or owner._modules.get("0") is not self:
+        reference = self.known.owner
+        owner = None if reference is None else reference()
+        if owner is None or owner._modules.get("0") is not self:
             return None
-        return owner.original
+        weight = owner._parameters.get("original")
+        return owner._buffers.get("original") if weight is None else weight
 
     def fit(self, weight: Tensor) -> None:
         dtype = accumulation_dtype(weight.dtype)
@@ -66,19 +81,11 @@ class Owned(nn.Module):
             self.fit(weight)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        fresh = type(self).__new__(type(self))
-        fresh._forget()
-        for name in fresh.__dict__:
-            del state[name]
-        return {**state, "owner": None if self._owner is None else self._owner()}
+        owner = self.known.owner
+        return {**self.__dict__, "known": None if owner is None else owner()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        owner = state.pop("owner")
-        super().__setstate__(state)
-        self._forget()
-        if owner is not None:
-            self._owner = weakref.ref(owner)
+        super().__setstate__({**state, "known": Known(state["known"])})
 
 
 def make_portable(module: nn.Module) -> None:

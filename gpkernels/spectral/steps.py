@@ -82,8 +82,8 @@ def _after(optimizer: Any, args: Any, kwargs: Any) -> None:
 def _is_changed(member: Any, weight: Tensor, started: int, marks: dict[int, Mark | None], given: set[int]) -> bool:
     now = mark(weight)
     if now is not None and now != marks.get(id(weight)):
-        return now != member.updated_mark
-    return id(weight) in given and member.updated_at <= started
+        return now != member.known.mark
+    return id(weight) in given and member.known.at <= started
 
 
 for _hook in (_before, _after):
