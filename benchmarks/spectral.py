@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,14 @@ EPS = 1e-12
 def dcgan(width: int = 64) -> list[nn.Module]:
     """DCGAN's critic for 64x64 images (Radford et al. 2016)."""
     widths = [3, width, 2 * width, 4 * width, 8 * width]
-    return [*(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths, widths[1:], strict=False)), nn.Conv2d(widths[-1], 1, 4)]
+    return [*(nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths)), nn.Conv2d(widths[-1], 1, 4)]
 
 
 def resnet(widths: list[int], last: int) -> list[nn.Module]:
     """SNGAN's critic (Miyato et al. 2018): blocks of two 3x3 convolutions and, where they downsample, a 1x1; `last`
     blocks keep the size."""
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Conv2d(a, b, 3), nn.Conv2d(b, b, 3), nn.Conv2d(a, b, 1)]
     width = widths[-1]
     layers += [nn.Conv2d(width, width, 3) for _ in range(2 * last)]

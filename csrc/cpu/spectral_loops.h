@@ -10,8 +10,8 @@
 
 namespace gpkernels::cpu {
 
-constexpr int64_t kTileColumns = 1024;
-constexpr int kDotLanes = 16;
+constexpr int64_t kTileColumns = 4096;
+constexpr int kDotLanes = 32;
 // Elements added up in the accumulation dtype; beyond that, in float64.
 constexpr int64_t kDotPart = 16384;
 
@@ -34,7 +34,7 @@ GPK_MULTIVERSION void sum_scaled_rows(const T* w, int64_t rows, int64_t stride, 
     const int64_t count = std::min(kTileColumns, width - begin);
     acc_t<T> sums[kTileColumns] = {};
     int64_t r = 0;
-    for (; r + 8 <= rows; r += 8) add_scaled_rows<8>(w + r * stride + begin, stride, count, factors + r, sums);
+    for (; r + 4 <= rows; r += 4) add_scaled_rows<4>(w + r * stride + begin, stride, count, factors + r, sums);
     for (; r < rows; ++r) add_scaled_rows<1>(w + r * stride + begin, stride, count, factors + r, sums);
     std::copy_n(sums, count, out + begin);
   }
