@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from gpkernels.double_backward.mode import never_compiled
+
 
 class Stepped(Protocol):
     """Something with weights, of which it moves those due after an optimizer's step."""
@@ -53,8 +55,11 @@ def watch(group: Stepped) -> None:
         _watched.add(group)
         if not _installed:
             _installed = True
-            register_optimizer_step_pre_hook(_before)
-            register_optimizer_step_post_hook(_after)
+            reason = (
+                "gpkernels moves the vectors of spectral norm outside compiled code: compile the loss, not the step"
+            )
+            register_optimizer_step_pre_hook(never_compiled(_before, reason))
+            register_optimizer_step_post_hook(never_compiled(_after, reason))
 
 
 def _groups() -> list[Any]:
@@ -84,9 +89,3 @@ def _is_changed(member: Any, weight: Tensor, started: int, marks: dict[int, Mark
     if now is not None and now != marks.get(id(weight)):
         return now != member.known.mark
     return id(weight) in given and member.known.at <= started
-
-
-for _hook in (_before, _after):
-    # what torch.compiler.disable sets; itself it would import the compiler here
-    _hook._torchdynamo_disable = True  # type: ignore[attr-defined]
-    _hook._torchdynamo_disable_msg = "gpkernels moves spectral norm's vectors outside compiled code"  # type: ignore[attr-defined]
