@@ -4,7 +4,7 @@ import torch
 
 from gpkernels import _support, registry
 from gpkernels.ops._layout import accumulation_dtype
-from gpkernels.ops._library import define, kernel
+from gpkernels.ops._library import define, kernel, triton_kernel
 from gpkernels.ops.spectral_norm import reference
 
 
@@ -40,9 +40,12 @@ define(
 )
 
 _NAMES = ("spectral_norm_scale", "spectral_norm_scale_backward", "spectral_norm_iterate")
+_TRITON = "gpkernels.ops.spectral_norm.triton"
 
 for _backend, _supports, (_scale, _backward, _iterate) in (
     ("reference", _support.always, [getattr(reference, name) for name in _NAMES]),
     ("cpu", _support.native_cpu, [kernel(name) for name in _NAMES]),
+    ("triton", _support.triton, [triton_kernel(name, _TRITON) for name in _NAMES]),
+    ("cuda", _support.native_cuda, [kernel(name) for name in _NAMES]),
 ):
     registry.register(registry.Implementation("spectral_norm", _backend, _supports, _scale, _backward, update=_iterate))

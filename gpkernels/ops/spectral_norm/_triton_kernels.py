@@ -6,6 +6,7 @@ BLOCK_C columns, of which it reads BLOCK_R rows at a time. W: how many elements 
 """
 
 # mypy: allow-untyped-defs
+# ruff: noqa: RUF059  # tuples that kernels share, of which each needs a part
 
 from __future__ import annotations
 

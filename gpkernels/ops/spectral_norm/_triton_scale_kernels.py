@@ -1,6 +1,7 @@
 """The kernels of spectral_norm that scale weights, and those of the gradient. Notation as in `_triton_kernels.py`."""
 
 # mypy: allow-untyped-defs
+# ruff: noqa: RUF059  # tuples that kernels share, of which each needs a part
 
 from __future__ import annotations
 
@@ -29,9 +30,7 @@ def _steps(tile, BLOCK_R: tl.constexpr):
 
 
 @triton.jit
-def _scale(
-    weight, out, tile, factor, ACC: tl.constexpr, W: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def _scale(weight, out, tile, factor, ACC: tl.constexpr, W: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     rows, columns, inner, row_tile, row_index, column_index = tile
     c, c_at, c_exists = columns_of(columns, inner, rows, column_index, W, BLOCK_C)
     row, end, steps = _steps(tile, BLOCK_R)

@@ -131,7 +131,7 @@ def _plan_of(weights: Sequence[Tensor], dims: Sequence[int]) -> _Plan:
 def _blocks(weight: Tensor) -> dict[str, Any]:
     size = weight.dtype.itemsize
     blocks = {"W": 16 // size, "BLOCK_R": _ROWS, "BLOCK_C": _block_columns(weight.dtype)}
-    return {"ACC": accumulation(weight), **blocks}
+    return {"ACC": accumulation(weight), **blocks, "num_warps": 4 if size == 2 else 8}
 
 
 def spectral_norm_iterate(
