@@ -66,7 +66,10 @@ def _block_columns(dtype: torch.dtype) -> int:
 @lru_cache(maxsize=256)
 def _plan(shapes: tuple[torch.Size, ...], dims: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Plan:
     block_c = _block_columns(dtype)
-    table, layers, finish_layers, scratch = [], [], [], 0
+    table: list[list[int]] = []
+    layers: list[int] = []
+    finish_layers: list[tuple[int, int]] = []
+    scratch = 0
     for index, (shape, dim) in enumerate(zip(shapes, dims, strict=True)):
         outer, inner = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
         swapped = inner == 1
