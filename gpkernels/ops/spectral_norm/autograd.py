@@ -137,7 +137,8 @@ class Options(NamedTuple):
             return self
         u, v = _take(self.u, layers), _take(self.v, layers)
         dims, targets = _take(self.dims, layers), _take(self.targets, layers)
-        return self._replace(u=u, v=v, sigma=self.sigma[layers], dims=dims, targets=targets)
+        sigma = torch.stack(_take(self.sigma.unbind(), layers))  # an index would wait for the GPU
+        return self._replace(u=u, v=v, sigma=sigma, dims=dims, targets=targets)
 
 
 def _scale(weights: list[Tensor], options: Options) -> Sequence[Tensor]:
