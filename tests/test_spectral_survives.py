@@ -76,8 +76,8 @@ def test_a_copied_layer_takes_only_itself():
     model = normalised()
     layer = copy.deepcopy(model[2])
     group = layer.parametrizations.weight[0].group
-    assert len(list(group.members())) == 1
-    assert len(list(model[0].parametrizations.weight[0].group.members())) == 3
+    assert len(list(group.watched())) == 1
+    assert len(list(model[0].parametrizations.weight[0].group.watched())) == 3
     assert len(pickle.dumps(model[0])) < len(pickle.dumps(model))
     torch.testing.assert_close(layer.weight, model[2].weight)
 
@@ -199,6 +199,44 @@ def test_a_changed_weight_is_normalised_anew(change, grads):
         torch.testing.assert_close(model(x), wanted)
     assert_unmoved(model, before)
     train(model, adam(model), 2)
+
+
+def test_a_result_that_was_written_to_is_made_anew():
+    model = normalised()
+    wanted = model[2].weight.detach().clone()
+    for grads in (True, False):
+        with torch.no_grad():
+            model[2].weight.zero_()
+        with torch.set_grad_enabled(grads):
+            torch.testing.assert_close(model[2].weight, wanted)
+
+
+def test_u_and_v_written_before_the_backward_with_the_same_values():
+    """As DistributedDataParallel does at the next forward."""
+    model, x = normalised(), images()
+    wanted = torch.autograd.grad(model(x).mean(), list(model.parameters()))
+    value = model(x).mean()
+    with torch.no_grad():
+        for buffer in model.buffers():
+            buffer.copy_(buffer.clone())
+    found = torch.autograd.grad(value, list(model.parameters()))
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("grads", [True, False])
+def test_an_optimizer_that_leaves_versions_alone_in_evaluation(grads):
+    model, x = normalised().eval(), images()
+    optimizer = torch.optim.Adam(model.parameters(), 0.1, fused=True)
+    before = vectors(model)
+    for _ in range(2):
+        train_step(model, optimizer, x)
+        with torch.set_grad_enabled(grads):
+            torch.testing.assert_close(model(x), copy.deepcopy(model)(x))
+    assert_unmoved(model, before)
+    model.train()
+    train_step(model, optimizer, x)
+    assert not model[0].parametrizations.weight[0].known.results, "a step drops what it made stale"
 
 
 def test_gradients_and_none_in_turn():

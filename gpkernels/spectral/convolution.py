@@ -93,9 +93,9 @@ class ConvolutionNorm(Owned):
         self._iterate(wide, 15)
         steps.watch(self)
 
-    def due(self) -> Iterable[tuple[ConvolutionNorm, Tensor]]:
+    def watched(self) -> Iterable[tuple[ConvolutionNorm, Tensor]]:
         weight = self.original()
-        return [(self, weight)] if self.training and not self.at_reads and weight is not None else []
+        return [] if self.at_reads or weight is None else [(self, weight)]
 
     def update(self, weight: Any, iterations: int | None = None) -> None:
         """Moves x by so many iterations for a weight; after a step, for its own."""

@@ -64,16 +64,13 @@ class Group:
         with self._lock:
             self._members.append(weakref.ref(member))
 
-    def members(self) -> Iterator[tuple[SpectralNorm, Tensor]]:
+    def watched(self) -> Iterator[tuple[SpectralNorm, Tensor]]:
         """The layers that are in use, each with its weight."""
         for reference in tuple(self._members):
             member = reference()
             weight = None if member is None else member.original()
             if member is not None and weight is not None:
                 yield member, weight
-
-    def due(self) -> Iterator[tuple[SpectralNorm, Tensor]]:
-        return ((m, w) for m, w in self.members() if m.training)
 
     @torch.no_grad()
     def update(self, members: Sequence[SpectralNorm], iterations: int | None = None) -> None:
@@ -122,7 +119,7 @@ class Group:
             known = member.known.state == state
             batch = [
                 (m, w, s)
-                for m, w in self.members()
+                for m, w in self.watched()
                 if (torch.is_grad_enabled() and w.requires_grad) == grads
                 and None not in (s := m.state(w))
                 and (m.known.state == s) == known

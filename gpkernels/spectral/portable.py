@@ -28,6 +28,11 @@ class Known:
         self.mark: steps.Mark | None = None
         self.results: dict[bool, Any] = {}
 
+    def forget(self) -> None:
+        """The weight has changed, perhaps with its version unmoved, and u and v have not."""
+        self.state = None
+        self.results.clear()
+
 
 State = tuple[steps.Mark | None, ...]
 """What a normalised weight is a function of: the marks of the weight and the vectors."""

@@ -19,9 +19,9 @@ from gpkernels.double_backward.mode import never_compiled
 
 
 class Stepped(Protocol):
-    """Something with weights, of which it moves those due after an optimizer's step."""
+    """Something with weights, of which it moves those in training mode after an optimizer's step."""
 
-    def due(self) -> Iterable[Any]: ...
+    def watched(self) -> Iterable[Any]: ...
 
     def update(self, members: list[Any]) -> None: ...
 
@@ -68,7 +68,7 @@ def _groups() -> list[Any]:
 
 
 def _before(optimizer: Any, args: Any, kwargs: Any) -> None:
-    marks = {id(w): mark(w) for group in _groups() for _, w in group.due()}
+    marks = {id(w): mark(w) for group in _groups() for _, w in group.watched()}
     _starts[optimizer] = _clock, marks
 
 
@@ -79,9 +79,13 @@ def _after(optimizer: Any, args: Any, kwargs: Any) -> None:
     started, marks = _starts.pop(optimizer, (_clock, {}))
     given = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
     for group in groups:
-        changed = [m for m, w in group.due() if _is_changed(m, w, started, marks, given)]
-        if changed:
-            group.update(changed)
+        changed = [m for m, w in group.watched() if _is_changed(m, w, started, marks, given)]
+        training = [m for m in changed if m.training]
+        for member in changed:
+            if not member.training:
+                member.known.forget()
+        if training:
+            group.update(training)
 
 
 def _is_changed(member: Any, weight: Tensor, started: int, marks: dict[int, Mark | None], given: set[int]) -> bool:
