@@ -29,7 +29,7 @@ part_tests() {
   "$python" -m gpkernels doctor
   local which="triton or cuda"
   [ "$dry" = 1 ] && which="cpu and value"
-  "$python" -m pytest "${op_tests[@]}" tests/test_raw_ops.py tests/test_readme.py tests/test_gpu.py -k "$which or gpu" -x
+  "$python" -m pytest "${op_tests[@]}" tests/test_raw_ops.py tests/test_readme.py tests/test_gpu.py tests/test_spectral_gpu.py -k "$which or gpu" -x
 }
 
 part_sanitizer() {
@@ -40,7 +40,7 @@ part_sanitizer() {
       echo "compute-sanitizer --tool $tool --error-exitcode 9 ${command[*]}"
       continue
     fi
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 9 "${command[@]}" ||
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 240 compute-sanitizer --tool "$tool" --error-exitcode 9 "${command[@]}" ||
       return 1
   done
 }
