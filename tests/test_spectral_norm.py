@@ -17,8 +17,8 @@ from gpkernels.ops.spectral_norm.autograd import by_layer, spectral_iterate, spe
 OPS = torch.ops.gpkernels
 EPS = 1e-12
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-# Of u, v and sigma, in norm: weights are exact in any dtype, sums are not.
-SUMS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
+# Of u, v and sigma, in norm: weights are exact in any dtype, sums of thousands in float32 are not.
+SUMS = {torch.float64: 1e-13, torch.float32: 8e-6, torch.bfloat16: 8e-6, torch.float16: 8e-6}
 # Of results in the dtype of the weights.
 ROUNDED = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 SHAPES = [
@@ -125,7 +125,7 @@ def test_values(backend, device, shape, dim, dtype, iterations):
 @pytest.mark.parametrize(("shape", "dim"), LARGE, ids=str)
 def test_large_weights(backend, device, shape, dim, dtype):
     for iterations in (0, 2):
-        check(backend, device, shape, dim, dtype, iterations, slack=8)  # torch's own sums of 70000 need it
+        check(backend, device, shape, dim, dtype, iterations, slack=4)  # torch's own sums of 70000 need it
 
 
 @given(
