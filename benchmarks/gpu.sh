@@ -14,7 +14,8 @@ dry=${DRY_RUN:-0}
 mkdir -p "$out"
 failed=()
 
-op_tests=(tests/test_interpolate.py tests/test_perturb.py tests/test_grad_penalty.py tests/test_random.py tests/test_norm_act.py)
+op_tests=(tests/test_interpolate.py tests/test_perturb.py tests/test_grad_penalty.py tests/test_random.py tests/test_norm_act.py
+  tests/test_spectral_norm.py)
 
 part_build() {
   if [ "$dry" = 1 ]; then
@@ -29,7 +30,7 @@ part_tests() {
   local which="triton or cuda"
   [ "$dry" = 1 ] && which="cpu and value"
   "$python" -m pytest "${op_tests[@]}" tests/test_raw_ops.py tests/test_readme.py tests/test_gpu.py \
-    tests/test_engine_torch.py -k "$which or gpu" -x
+    tests/test_spectral_gpu.py tests/test_engine_torch.py -k "$which or gpu" -x
 }
 
 part_sanitizer() {
@@ -40,7 +41,7 @@ part_sanitizer() {
       echo "compute-sanitizer --tool $tool --error-exitcode 9 ${command[*]}"
       continue
     fi
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 9 "${command[@]}" ||
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 240 compute-sanitizer --tool "$tool" --error-exitcode 9 "${command[@]}" ||
       return 1
   done
 }

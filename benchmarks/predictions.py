@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import counts, steps
-from benchmarks.cases import CASES, SHAPES
+from benchmarks.cases import CASES, SHAPES, Cost
+from benchmarks.spectral import CRITICS
 
 
 class Gpu(NamedTuple):
@@ -60,6 +61,26 @@ def steps_table(settings: list[steps.Setting]) -> list[list[str]]:
     return lines
 
 
+def spectral_costs(layers: int) -> dict[str, Cost]:
+    """Of spectral norm, forward and backward, of up to 64 layers; the tensor of `Cost` is all their weights.
+
+    gpkernels reads them twice for an iteration, and reads and writes them to scale; backward it reads gradients and
+    weights, then reads gradients and writes results. torch's 22 calls a layer read and write 21 such tensors.
+    """
+    return {"torch": Cost(21, 22 * layers), "gpkernels": Cost(2 + 2 + 4, 3 + 1 + 2)}
+
+
+def spectral_table() -> list[list[str]]:
+    """A row for each critic, in microseconds."""
+    lines = [["critic", *(f"{name}: {variant}" for name in GPUS for variant in spectral_costs(1))]]
+    for name, make in CRITICS.items():
+        weights = [layer.weight for layer in make()]
+        costs, size = spectral_costs(len(weights)).values(), sum(weight.nbytes for weight in weights)
+        times = [seconds(gpu, c.passes * size, c.launches) for gpu in GPUS.values() for c in costs]
+        lines.append([name, *(f"{t * 1e6:.1f}" for t in times)])
+    return lines
+
+
 def markdown(lines: list[list[str]]) -> str:
     left = 2 if lines[0][1] == "shape" else 1
     rule = ["---"] * left + ["---:"] * (len(lines[0]) - left)
@@ -76,6 +97,8 @@ def main() -> None:
     print(", ".join(f"{name} {gpu.bandwidth / 1e12} TB/s, {gpu.tf32 / 1e12} TFLOP/s" for name, gpu in GPUS.items()))
     print("\nOps, microseconds:\n")
     print(markdown(ops_table()))
+    print("\nSpectral norm of a critic's weights, forward and backward, microseconds:\n")
+    print(markdown(spectral_table()))
     print("\nSteps of a critic, milliseconds, a launch for each call that reaches the device:\n")
     print(markdown(steps_table(steps.QUICK if options.quick else steps.SETTINGS)))
 

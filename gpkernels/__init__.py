@@ -9,6 +9,14 @@ from gpkernels.graphs import graphed
 from gpkernels.nn import GradientPenalty
 from gpkernels.penalty import gradient_penalty, score_and_penalty
 from gpkernels.registry import BackendError, backend, why_not
+from gpkernels.spectral import (
+    convolution_norm,
+    singular_values,
+    spectral_norm,
+    spectral_norm_all,
+    spectral_norm_handle,
+    spectral_normalize,
+)
 
 _native.load()
 
@@ -17,6 +25,7 @@ __all__ = [
     "GradientPenalty",
     "__version__",
     "backend",
+    "convolution_norm",
     "fast_double_backward",
     "grad_norm",
     "grad_norm_penalty",
@@ -25,5 +34,10 @@ __all__ = [
     "interpolate",
     "perturb",
     "score_and_penalty",
+    "singular_values",
+    "spectral_norm",
+    "spectral_norm_all",
+    "spectral_norm_handle",
+    "spectral_normalize",
     "why_not",
 ]

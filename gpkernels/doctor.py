@@ -99,8 +99,18 @@ def _check_grad_norm_penalty(backend: str, dtype: torch.dtype) -> float:
     return _worst(make, backend)
 
 
+def _check_spectral_norm(backend: str, dtype: torch.dtype) -> float:
+    def make() -> tuple[Tensor, Tensor]:
+        x = _input(backend, dtype)
+        u, v = (torch.nn.functional.normalize(x.new_ones(size), dim=0) for size in (3, x.numel() // 3))
+        return gp.spectral_normalize(x, u, v, dim=1, n_power_iterations=2), x
+
+    return _worst(make, backend)
+
+
 _CHECKS = {
     "interpolate": _check_interpolate,
     "perturb": _check_perturb,
     "grad_norm_penalty": _check_grad_norm_penalty,
+    "spectral_norm": _check_spectral_norm,
 }

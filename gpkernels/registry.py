@@ -29,7 +29,8 @@ class Implementation:
     """One op on one backend.
 
     `supports(tensor, **options)` returns `(ok, reason)`; the reason is for people and is empty when ok.
-    `forward`, `backward` and `double_backward` have the signatures of the raw ops of that name.
+    `forward`, `backward` and `double_backward` have the signatures of the raw ops of that name; `update` moves the
+    state that an op keeps between calls (spectral_norm's power iteration), outside autograd.
     """
 
     op: str
@@ -38,6 +39,7 @@ class Implementation:
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     double_backward: Callable[..., Any] | None = None
+    update: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, BACKENDS)

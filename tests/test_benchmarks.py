@@ -1,5 +1,7 @@
 """What can be checked of the benchmarks without measuring: their picture, their predictions, and the costs behind."""
 
+import copy
+import csv
 import importlib
 import os
 import re
@@ -88,3 +90,26 @@ def test_costs_count_every_launch(cases, monkeypatch):
                         launches.clear()
                         ops = counts.count(variant).ops
                         assert ops + len(launches) == case.costs[name].launches, (case.name, shape, name)
+
+
+def test_spectral_compares_before_it_times(tmp_path):
+    """Every critic of the quick run gets its two rows, and gpkernels three calls for all layers."""
+    out = tmp_path / "rows.csv"
+    result = run("benchmarks.spectral", "--quick", "--device", "cpu", "--out", out)
+    assert result.returncode == 0, result.stderr
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows] == ["torch", "gpkernels"] * 2
+    assert all(row["ops"] == "3" for row in rows[1::2])
+    assert all(int(row["ops"]) > 20 * int(row["layers"]) for row in rows[::2])
+
+
+def test_spectral_notices_a_wrong_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    spectral = importlib.import_module("benchmarks.spectral")
+    layers = [spectral.spectral_norm(spectral.spiked(layer)) for layer in spectral.dcgan(4)]
+    grads = [torch.randn_like(layer.weight) for layer in layers]
+    variants = {"torch": spectral.Torch(layers, grads), "gpkernels": spectral.Ours(copy.deepcopy(layers), grads)}
+    assert spectral.differs(variants) == ""
+    variants["gpkernels"].targets[2] = 1.01
+    assert "result 2, of shape (16, 8, 4, 4), differs by" in spectral.differs(variants)

@@ -22,7 +22,30 @@ OPS = {  # the ops that a public function runs on
     "gradient_penalty": ("interpolate", "perturb", "grad_norm_penalty"),
     "gradient_penalty(microbatch=n)": ("interpolate", "perturb", "grad_norm_penalty"),
     "score_and_penalty": ("grad_norm_penalty",),
+    "spectral_norm": ("spectral_norm",),
+    "spectral_norm_all": ("spectral_norm",),
+    "spectral_normalize": ("spectral_norm",),
 }
+
+
+def normalised(wrap):
+    """The weight of a layer, normalised by `wrap`, as a function of what it was, with u and v as they are."""
+
+    def call(x):
+        layer = torch.nn.Linear(2, 2, bias=False, dtype=x.dtype, device=x.device)
+        wrap(layer)
+        for vector in layer.buffers():
+            vector.copy_(unit(x))
+        eye = torch.eye(2, dtype=x.dtype, device=x.device)
+        return torch.func.functional_call(layer, {"parametrizations.weight.original": x}, eye).pow(3).sum()
+
+    return call
+
+
+def unit(x):
+    return torch.nn.functional.normalize(torch.arange(1, 3, dtype=x.dtype, device=x.device), dim=0)
+
+
 CALLS = {  # a scalar function of x with derivatives of every order, through the public function
     "interpolate": lambda x: gp.interpolate(x, x.flip(0), generator=torch.Generator().manual_seed(1)).pow(5).sum(),
     "perturb": lambda x: (
@@ -30,6 +53,9 @@ CALLS = {  # a scalar function of x with derivatives of every order, through the
     ),
     "grad_norm": lambda x: gp.grad_norm(x).sum(),
     "grad_norm_penalty": lambda x: gp.grad_norm_penalty(x),
+    "spectral_norm": normalised(gp.spectral_norm),
+    "spectral_norm_all": normalised(gp.spectral_norm_all),
+    "spectral_normalize": lambda x: gp.spectral_normalize(x, unit(x), unit(x), n_power_iterations=0).pow(3).sum(),
 }
 
 
@@ -50,14 +76,16 @@ def code_blocks(language):
 def test_table_names_every_public_function():
     assert [name for name, _, _ in ROWS] == list(OPS)
     helpers = {"backend", "why_not", "fast_double_backward", "graphed"}
+    helpers |= {"convolution_norm", "singular_values", "spectral_norm_handle"}
     assert {name for name in gp.__all__ if name.islower() and not name.startswith("_")} - helpers <= set(OPS)
 
 
 @pytest.mark.parametrize(("name", "backends", "order"), ROWS, ids=[row[0] for row in ROWS])
 def test_table_backends_are_those_of_the_registry(name, backends, order):
-    assert all((op, backend) in registry._rows for op in OPS[name] for backend in BACKENDS)
     measured = list((ROOT / "benchmarks/results").glob("*NVIDIA*.csv"))
-    assert backends == ["yes", "yes", *(["yes"] * 2 if measured else ["no GPU yet"] * 2)]
+    wanted = ["yes", "yes", *(["yes"] * 2 if measured else ["no GPU yet"] * 2)]
+    has = [all((op, backend) in registry._rows for op in OPS[name]) for backend in BACKENDS]
+    assert backends == [word if there else "no" for word, there in zip(wanted, has, strict=True)]
 
 
 @pytest.mark.parametrize("name", [name for name, _, order in ROWS if order == "any"])

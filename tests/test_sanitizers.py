@@ -11,7 +11,14 @@ import pytest
 import test_packaging
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["test_interpolate.py", "test_perturb.py", "test_grad_penalty.py", "test_norm_act.py", "test_raw_ops.py"]
+TESTS = [
+    "test_interpolate.py",
+    "test_perturb.py",
+    "test_grad_penalty.py",
+    "test_norm_act.py",
+    "test_raw_ops.py",
+    "test_spectral_norm.py",
+]
 SKIPPED_TESTS = "not gradcheck and not third and not derivatives_equal and not compiles and not opcheck"
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gpkernels.errors import UserError
+from gpkernels.spectral import spectral_norm_handle
 from gpkernels.training import TrainConfig, Trainer, checkpoint, data, losses, models
 
 SMALL = {"ngf": 4, "ndf": 4, "batch_size": 4, "nz": 8, "log_every": 1}
@@ -100,6 +101,22 @@ def test_a_critic_step_is_the_formula(faces, tmp_path):
         torch.testing.assert_close(moment, 0.5 * grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("penalty", ["ls_gan_pg", "none"])
+def test_spectral_norm_of_the_critic(faces, tmp_path, penalty):
+    """All its weights are normalised, u and v move once a step, and logging moves nothing."""
+    run = trainer(faces, tmp_path, spectral_norm=True, penalty=penalty)
+    handle = spectral_norm_handle(run.critic)
+    assert len(handle) == 4
+    assert len(spectral_norm_handle(run.generator)) == 0
+    for _ in range(20):
+        run.train_step()
+    largest = [torch.linalg.svdvals(handle.layers[name][0].weight.flatten(1))[0].item() for name in handle]
+    assert largest == pytest.approx([1.0] * 4, abs=0.05)
+    before = {name: value.clone() for name, value in run.critic.state_dict().items()}
+    run._mean_grad_norm()
+    assert all(torch.equal(value, before[name]) for name, value in run.critic.state_dict().items())
+
+
 def test_average_follows_the_generator(faces, tmp_path):
     run = trainer(faces, tmp_path)
     before = {name: value.clone() for name, value in run.ema.state_dict().items()}
@@ -118,6 +135,8 @@ def test_average_follows_the_generator(faces, tmp_path):
         {"penalty": "coupled", "penalty_axes": "sample"},
         {"penalty": "local", "penalty_interval": 3},
         {"penalty": "none", "loss": "gls-gan", "slope": 0.5},
+        {"spectral_norm": True},
+        {"spectral_norm": True, "critic": "cost-model", "penalty": "none", "channels_last": False},
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "../penalty_derivatives.h"
 #include "../philox.h"
@@ -77,5 +78,28 @@ struct NormCall {
 // Doubles of scratch memory.
 int64_t norm_scratch(ScalarType dtype, const NormCall& call);
 void launch_norm(ScalarType dtype, const NormCall& call, double* scratch, cudaStream_t stream);
+
+// A layer of spectral_norm: contiguous memory (outer, rows, inner), of less than 2^31 rows and columns, with at least
+// one element. u and v are in the accumulation dtype. A call uses the pointers that it needs.
+struct SpectralLayer {
+  int64_t outer, rows, inner;
+  double target;
+  const void* weight;
+  const void* grad;
+  void* u;
+  void* v;
+  void* out;
+};
+
+// Doubles of scratch memory.
+int64_t spectral_iterate_scratch(ScalarType dtype, const std::vector<SpectralLayer>& layers);
+int64_t spectral_backward_scratch(ScalarType dtype, const std::vector<SpectralLayer>& layers);
+// `sigma` is one value a layer.
+void launch_spectral_iterate(ScalarType dtype, const std::vector<SpectralLayer>& layers, int64_t iterations, double eps,
+                             void* sigma, double* scratch, cudaStream_t stream);
+void launch_spectral_scale(ScalarType dtype, const std::vector<SpectralLayer>& layers, double eps, const void* sigma,
+                           cudaStream_t stream);
+void launch_spectral_scale_backward(ScalarType dtype, const std::vector<SpectralLayer>& layers, double eps,
+                                    const void* sigma, double* scratch, cudaStream_t stream);
 
 }  // namespace gpkernels::cuda

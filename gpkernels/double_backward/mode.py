@@ -102,9 +102,9 @@ def fast_double_backward() -> Iterator[None]:
         yield
 
 
-def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def never_compiled(function: Callable[..., Any], reason: str = "") -> Callable[..., Any]:
     """Keeps torch.compile out of `function`: a graph break, and under fullgraph=True an error with the way out."""
-    reason = (
+    reason = reason or (
         f"gpkernels.{function.__name__} differentiates the critic twice, which compiled code cannot: call it outside "
         "the compiled function (the critic itself may be compiled; the penalty runs its original)"
     )

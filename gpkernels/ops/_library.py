@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
     op = getattr(torch.ops.gpkernels, name).default
 
     def without_derivative(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
             raise RuntimeError(
                 f"torch.ops.gpkernels.{name} is a raw kernel without a derivative, called on a tensor that requires "
                 "grad: call the function of the gpkernels package instead"
@@ -38,6 +38,14 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
             return op(*args)
 
     _library.impl(name, without_derivative, "Autograd")
+
+
+def _tensors(args: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            yield a
+        elif isinstance(a, (list, tuple)):
+            yield from (t for t in a if isinstance(t, torch.Tensor))
 
 
 def kernel(name: str) -> Callable[..., Any]:

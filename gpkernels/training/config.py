@@ -55,6 +55,9 @@ class TrainConfig:
     critic: str = _setting(
         "dcgan", "critic: dcgan, or cost-model (BN + ReLU between five convolutions)", choices=CRITICS
     )
+    spectral_norm: bool = _setting(
+        False, "divide every weight of the critic by its spectral norm, with or without a penalty"
+    )
     nz: int = _setting(100, "size of the latent vector z", minimum=1)
     ngf: int = _setting(64, "width of the generator", minimum=1)
     ndf: int = _setting(64, "width of the critic", minimum=1)

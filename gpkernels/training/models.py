@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from gpkernels.spectral import spectral_norm_all
 from gpkernels.training.config import TrainConfig
 
 
@@ -73,4 +74,7 @@ def _initialise(module: nn.Module) -> None:
 def build(config: TrainConfig, channels: int, size: int) -> tuple[Generator, Critic]:
     """The generator and the critic of a run on images of this shape."""
     generator = Generator(config.nz, channels, config.ngf, size)
-    return generator, Critic(config.critic, channels, config.ndf, size)
+    critic = Critic(config.critic, channels, config.ndf, size)
+    if config.spectral_norm:
+        spectral_norm_all(critic)
+    return generator, critic

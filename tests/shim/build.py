@@ -34,6 +34,9 @@ OPS = (
     "grad_norm_penalty_double_backward",
     "norm_act_backward",
     "norm_act_double_backward",
+    "spectral_norm_iterate",
+    "spectral_norm_scale",
+    "spectral_norm_scale_backward",
 )
 TORCH = Path(torch.__file__).parent
 INCLUDES = [f"-I{SHIM}", f"-I{CUDA}", f"-I{TORCH / 'include'}"]

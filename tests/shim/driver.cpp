@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 #include "launch.h"
@@ -141,6 +142,38 @@ void run_norm(ScalarType dtype, NormCase of, int64_t shift) {
   second.check("norm double backward"), third.check("norm double backward in x"), in_weight.check("norm in_weight");
 }
 
+void run_spectral(ScalarType dtype, const std::vector<SpectralLayer>& shapes, int64_t shift) {
+  const ScalarType sums = accumulation(dtype);
+  std::vector<SpectralLayer> layers = shapes;
+  std::vector<std::unique_ptr<Buffer>> given, made;
+  const auto buffer = [&](auto& where, ScalarType type, int64_t items) {
+    where.push_back(std::make_unique<Buffer>(type, items, shift));
+    return where.back()->get();
+  };
+  for (SpectralLayer& layer : layers) {
+    const int64_t numel = layer.outer * layer.rows * layer.inner;
+    layer.weight = buffer(given, dtype, numel), layer.grad = buffer(given, dtype, numel);
+    layer.u = buffer(given, sums, layer.rows), layer.v = buffer(given, sums, layer.outer * layer.inner);
+    layer.out = buffer(made, dtype, numel);
+    layer.target = 1.5;
+  }
+  for (const auto& one : given) one->fill();
+  const Buffer sigma(sums, static_cast<int64_t>(layers.size()));
+  for (const int64_t iterations : {0, 2}) {
+    Buffer scratch(ScalarType::Double, spectral_iterate_scratch(dtype, layers));
+    launch_spectral_iterate(dtype, layers, iterations, 1e-12, sigma.get(), static_cast<double*>(scratch.get()),
+                            nullptr);
+    for (const auto& one : given) one->check("spectral norm u, v");
+    sigma.check("spectral norm sigma");
+  }
+  launch_spectral_scale(dtype, layers, 1e-12, sigma.get(), nullptr);
+  for (const auto& one : made) one->check("spectral norm scale");
+  Buffer scratch(ScalarType::Double, spectral_backward_scratch(dtype, layers));
+  for (SpectralLayer& layer : layers) layer.out = buffer(made, dtype, layer.outer * layer.rows * layer.inner);
+  launch_spectral_scale_backward(dtype, layers, 1e-12, sigma.get(), static_cast<double*>(scratch.get()), nullptr);
+  for (const auto& one : made) one->check("spectral norm backward");
+}
+
 __global__ void racy(float* out) {
   __shared__ float shared[kThreads];
   shared[threadIdx.x] = static_cast<float>(threadIdx.x);
@@ -181,6 +214,10 @@ int main(int count, char** arguments) {
     run_norm(dtype, {1, 8, split / 8 + 1, 4, true}, 0);  // bands of several groups
     run_norm(dtype, {1, 300, 5, 1, true}, 1);            // bands of a part of a group
     run_norm(dtype, {split / 4 + 1, 4, 1, 0, true}, 0);  // bands of a batch
+    // Rows by parts; columns by parts; several panels; the transpose of both.
+    const std::vector<SpectralLayer> layers{{1, 70, 72}, {1, 9, 1100}, {5, 40, 16}, {3, 7, 5}, {80, 530, 1}};
+    run_spectral(dtype, layers, 0);
+    run_spectral(dtype, layers, 1);
   }
   std::puts("all kernels ran");
 }

@@ -1,0 +1,181 @@
+"""`python -m benchmarks.spectral`: spectral norm of a critic's layers, forward and backward, against torch's own.
+
+Variants take turns and start from the same vectors. "torch" reads every weight of a critic under
+`torch.nn.utils.parametrizations.spectral_norm`, in training mode; "gpkernels" makes one power iteration and the
+normalised weights of all layers at once. Both then send the same gradients back. Before a time counts, normalised
+weights, gradients and vectors are compared; the weights have a dominant singular value, with which vectors converge,
+for the two start their iterations at different ends. `ops` are the calls that reach a device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from benchmarks import counts, timing
+from benchmarks.machine import machine
+from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale
+
+EPS = 1e-12
+
+
+def dcgan(width: int = 64) -> list[nn.Module]:
+    """DCGAN's critic for 64x64 images (Radford et al. 2016)."""
+    widths = [3, width, 2 * width, 4 * width, 8 * width]
+    return [*(nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths)), nn.Conv2d(widths[-1], 1, 4)]
+
+
+def resnet(widths: list[int], last: int) -> list[nn.Module]:
+    """SNGAN's critic (Miyato et al. 2018): blocks of two 3x3 convolutions and, where they downsample, a 1x1; `last`
+    blocks keep the size."""
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Conv2d(a, b, 3), nn.Conv2d(b, b, 3), nn.Conv2d(a, b, 1)]
+    width = widths[-1]
+    layers += [nn.Conv2d(width, width, 3) for _ in range(2 * last)]
+    return [*layers, nn.Linear(width, 1)]
+
+
+CRITICS: dict[str, Callable[[], list[nn.Module]]] = {
+    "DCGAN-64": dcgan,
+    "SNGAN-ResNet-32": lambda: resnet([3, 128, 128], 2),
+    "SNGAN-ResNet-64": lambda: resnet([3, 64, 128, 256, 512, 1024], 1),
+}
+QUICK: dict[str, Callable[[], list[nn.Module]]] = {
+    "DCGAN-64, width 8": lambda: dcgan(8),
+    "ResNet, width 8": lambda: resnet([3, 8, 8], 1),
+}
+
+
+def spiked(layer: nn.Module) -> nn.Module:
+    """The layer with a singular value well above the others."""
+    with torch.no_grad():
+        w = layer.weight.flatten(1)
+        u, v = (nn.functional.normalize(torch.randn(n), dim=0) for n in w.shape)
+        w += 3 * torch.linalg.matrix_norm(w, 2) * torch.outer(u, v)
+    return layer
+
+
+Result = tuple[list[Tensor], list[Tensor]]
+"""Normalised weights and the gradients of the plain ones."""
+
+
+class Torch:
+    def __init__(self, layers: list[nn.Module], grads: list[Tensor]) -> None:
+        self.layers, self.grads = layers, grads
+
+    def state(self) -> list[Tensor]:
+        found = [layer.parametrizations.weight[0] for layer in self.layers]
+        return [x for each in found for x in (each._u, each._v)]
+
+    def __call__(self) -> Result:
+        for layer in self.layers:
+            layer.parametrizations.weight.original.grad = None
+        normalised = [layer.weight for layer in self.layers]
+        torch.autograd.backward(normalised, self.grads)
+        return normalised, [layer.parametrizations.weight.original.grad for layer in self.layers]
+
+
+class Ours:
+    def __init__(self, layers: list[nn.Module], grads: list[Tensor]) -> None:
+        tensors = [layer.parametrizations.weight for layer in layers]
+        self.grads = grads
+        self.weights = [each.original for each in tensors]
+        self.u, self.v = [each[0]._u for each in tensors], [each[0]._v for each in tensors]
+        self.dims, self.targets = [0] * len(layers), [1.0] * len(layers)
+
+    def state(self) -> list[Tensor]:
+        return [x for pair in zip(self.u, self.v, strict=True) for x in pair]
+
+    def __call__(self) -> Result:
+        for weight in self.weights:
+            weight.grad = None
+        sigma = spectral_iterate(self.weights, self.u, self.v, self.dims, 1, EPS)
+        normalised = spectral_scale(self.weights, self.u, self.v, sigma, self.dims, self.targets, EPS)
+        torch.autograd.backward(normalised, self.grads)
+        return normalised, [weight.grad for weight in self.weights]
+
+
+def differs(variants: dict[str, Any]) -> str:
+    """In what the variants' results differ by more than rounding; empty when in nothing."""
+    results = []
+    for variant in variants.values():
+        normalised, grads = variant()
+        results.append([*(x.detach() for x in normalised), *(g.clone() for g in grads), *variant.state()])
+    for i, (a, b) in enumerate(zip(*results, strict=True)):
+        error = (a - b).norm() / a.norm()
+        if not error < 1e-4:
+            return f"result {i}, of shape {tuple(a.shape)}, differs by {error:.1e}"
+    return ""
+
+
+def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    layers = [spectral_norm(spiked(layer).to(device)) for layer in make()]
+    grads = [torch.randn_like(layer.weight) for layer in layers]
+    variants = {"torch": Torch(layers, grads), "gpkernels": Ours(copy.deepcopy(layers), grads)}
+    problem = differs(variants)
+    if problem:
+        print(f"{name}: {problem}, not timed")
+        return []
+    times = timing.interleaved(variants, device, rounds)
+    weights = variants["gpkernels"].weights
+    return [
+        {
+            "case": name,
+            "layers": len(weights),
+            "weights_mib": round(sum(w.nbytes for w in weights) / 2**20, 1),
+            "variant": variant,
+            "median_ms": round(taken.median * 1e3, 3),
+            "p20_ms": round(taken.low * 1e3, 3),
+            "p80_ms": round(taken.high * 1e3, 3),
+            "speedup": round(times["torch"].median / taken.median, 3),
+            "ops": counts.count(variants[variant]).ops,
+        }
+        for variant, taken in times.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.spectral", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--quick", action="store_true", help="few rounds, small critics")
+    parser.add_argument("--only", default="", help="only the cases whose name contains this")
+    parser.add_argument("--out", type=Path, help="write the rows to this CSV file")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    critics, rounds = (QUICK, 3) if options.quick else (CRITICS, options.rounds)
+    about, rows = machine(device), []
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    for name, make in critics.items():
+        if options.only not in name:
+            continue
+        for row in measure(name, make, device, rounds):
+            rows.append({**row, **about})
+            print(
+                f"{row['case']:20} {row['layers']:>3} layers {row['weights_mib']:>6} MiB {row['variant']:10} "
+                f"{row['median_ms']:>9} ms {row['speedup']:>6} x torch {row['ops']:>4} ops",
+                flush=True,
+            )
+    if options.out and rows:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = options.out.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""spectral_norm as grouped autograd Functions: one node for all layers of a group.
+
+Normalised weights are shared by the forwards and the `.backward()` calls of one optimizer step, so the Functions keep
+plain references instead of saved tensors, which a first backward would free, and look themselves for changes in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from gpkernels import registry
+from gpkernels._support import under_transform
+from gpkernels.ops._layout import layout_of
+from gpkernels.ops.spectral_norm import reference
+
+Sigmas = list[Tensor]
+"""sigma of every layer, a tensor (L,) for each device and dtype: see `groups_of`."""
+
+
+_T = TypeVar("_T")
+
+
+def _take(values: Sequence[_T], indices: list[int]) -> list[_T]:
+    return [values[i] for i in indices]
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """The reference multiplies matrices, which autocast would round."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
+def groups_of(weights: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of the weights that one call of a kernel takes: one device and dtype each, in order of appearance."""
+    if not weights:
+        return []
+    first = weights[0]
+    if all(w.dtype == first.dtype and w.device == first.device for w in weights):
+        return [list(range(len(weights)))]
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, w in enumerate(weights):
+        groups.setdefault((w.device, w.dtype), []).append(i)
+    return list(groups.values())
+
+
+def by_layer(weights: Sequence[Tensor], sigmas: Sigmas) -> list[Tensor]:
+    """sigma of each weight, as views of shape ()."""
+    result: list[Tensor] = [sigmas[0]] * len(weights)
+    for indices, sigma in zip(groups_of(weights), sigmas, strict=True):
+        for i, s in zip(indices, sigma.unbind(), strict=True):
+            result[i] = s
+    return result
+
+
+def spectral_iterate(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
+    dims: Sequence[int],
+    iterations: int,
+    eps: float,
+) -> Sigmas:
+    """Moves every u and v in place by so many power iterations and returns sigma. Not differentiable.
+
+    Args:
+        weights: any shapes, memory formats, devices and floating dtypes, none without elements.
+        u, v: of shape (rows,) and (cols,), contiguous, in the accumulation dtype, on the weight's device.
+        dims: which dimension of each weight is rows, >= 0.
+        iterations: 0 only computes sigma = u . (W v).
+    """
+    sigmas = []
+    for indices in groups_of(weights):
+        w, left, right = (_take(x, indices) for x in (weights, u, v))
+        impl = registry.choose("spectral_norm", w[0])
+        assert impl.update is not None
+        with torch.no_grad(), _without_autocast(w[0]):
+            sigmas.append(impl.update([x.contiguous() for x in w], left, right, _take(dims, indices), iterations, eps))
+            if iterations and not torch.compiler.is_compiling():
+                torch.autograd.graph.increment_version([x for x in (*left, *right) if not x.is_inference()])
+    return sigmas
+
+
+def spectral_scale(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
+    sigma: Sigmas,
+    dims: Sequence[int],
+    targets: Sequence[float],
+    eps: float,
+) -> list[Tensor]:
+    """target W / sigma of every weight (target W where sigma <= eps), in its dtype and memory format.
+
+    `sigma` is what `spectral_iterate` returned for these weights, u and v; in the gradient it is u . (W v), with u and
+    v constants. They must stay as they are until the last backward, and so must the weights: else it raises
+    RuntimeError. Highest gradient order: any, in the weights.
+    """
+    result: list[Tensor] = list(weights)
+    for indices, s in zip(groups_of(weights), sigma, strict=True):
+        w, left, right = (_take(x, indices) for x in (weights, u, v))
+        d, t = _take(dims, indices), _take(targets, indices)
+        if under_transform():
+            with _without_autocast(w[0]):
+                scaled: Sequence[Tensor] = [_plain(*layer, eps) for layer in zip(w, left, right, d, t, strict=True)]
+        else:
+            scaled = _scale(w, Options(left, right, s, d, t, eps, registry.choose("spectral_norm", w[0])))
+        for i, out in zip(indices, scaled, strict=True):
+            result[i] = out
+    return result
+
+
+def _plain(weight: Tensor, u: Tensor, v: Tensor, dim: int, target: float, eps: float) -> Tensor:
+    """A layer in plain torch, which sees sigma as a function of the weight."""
+    sigma = reference.sigma(weight, u, v, dim)
+    return reference.spectral_norm_scale([weight], sigma.unsqueeze(0), [target], eps)[0]
+
+
+class Options(NamedTuple):
+    """The constants of a call, one device and dtype."""
+
+    u: list[Tensor]
+    v: list[Tensor]
+    sigma: Tensor
+    dims: list[int]
+    targets: list[float]
+    eps: float
+    impl: registry.Implementation
+
+    def of(self, layers: list[int]) -> Options:
+        """Those of some layers."""
+        if len(layers) == len(self.u):
+            return self
+        u, v = _take(self.u, layers), _take(self.v, layers)
+        dims, targets = _take(self.dims, layers), _take(self.targets, layers)
+        sigma = torch.stack(_take(self.sigma.unbind(), layers))  # an index would wait for the GPU
+        return self._replace(u=u, v=v, sigma=sigma, dims=dims, targets=targets)
+
+
+def _scale(weights: list[Tensor], options: Options) -> Sequence[Tensor]:
+    if all(w.is_contiguous() for w in weights):
+        return Scale.apply(options, *weights)
+    layouts = [layout_of(w) for w in weights]
+    plain = torch.contiguous_format
+    inputs = [w if w.is_contiguous() else _Relayout.apply(w, plain, f) for w, f in zip(weights, layouts, strict=True)]
+    outputs = Scale.apply(options, *inputs)
+    return [x if f == plain else _Relayout.apply(x, f, plain) for x, f in zip(outputs, layouts, strict=True)]
+
+
+class _Relayout(torch.autograd.Function):
+    """x in a memory format, and its gradient in another. Highest gradient order: any."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: torch.memory_format, back: torch.memory_format) -> Tensor:
+        ctx.layouts = back, layout
+        return x.contiguous(memory_format=layout)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Relayout.apply(grad, *ctx.layouts), None, None
+
+
+def _remember(ctx: Any, options: Options, weights: tuple[Tensor, ...]) -> None:
+    ctx.options, ctx.weights = options, weights
+    if not torch.compiler.is_compiling():
+        ctx.versions = _versions(ctx)
+
+
+def _versions(ctx: Any) -> list[int]:
+    tensors = (*ctx.weights, *ctx.options.u, *ctx.options.v, ctx.options.sigma)
+    return [0 if t.is_inference() else t._version for t in tensors]
+
+
+def _check_versions(ctx: Any, used: list[int]) -> None:
+    """Raises if a tensor that these layers' gradients need has changed; the others of the group may have."""
+    if torch.compiler.is_compiling():
+        return
+    now, layers = _versions(ctx), len(ctx.weights)
+    if now == ctx.versions:
+        return
+    changed = [i for i, (a, b) in enumerate(zip(now, ctx.versions, strict=True)) if a != b]
+    first = next((i for i in changed if i == 3 * layers or i % layers in used), None)
+    if first is None:
+        return
+    what = ("the weight", "u", "v", "sigma")[first // layers]
+    shape = tuple(ctx.weights[first % layers].shape)
+    layer = f" of layer {first % layers}, of shape {shape}," if first < 3 * layers else ""
+    raise RuntimeError(
+        f"spectral_norm: {what}{layer} was changed in place since it was used, and the gradient needs its old value: "
+        "run every backward before the optimizer step or the power iteration that changes it"
+    )
+
+
+class Scale(torch.autograd.Function):
+    """target W / sigma of all layers. Highest gradient order: any, in the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, options: Options, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        _remember(ctx, options, weights)
+        return tuple(options.impl.forward(list(weights), options.sigma, options.targets, options.eps))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        layers = [i for i, g in enumerate(grads) if g is not None and needed[i]]
+        _check_versions(ctx, layers)
+        results: list[Tensor | None] = [None] * (len(grads) + 1)
+        if layers:
+            some = [grads[i] for i in layers]
+            weights, options = [ctx.weights[i] for i in layers], ctx.options.of(layers)
+            if torch.is_grad_enabled():
+                in_weights = ScaleBackward.apply(options, *some, *weights)
+            else:
+                in_weights = _backward(options, some, weights)
+            for i, grad in zip(layers, in_weights, strict=True):
+                results[i + 1] = grad
+        return tuple(results)
+
+
+def _backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list[Tensor]:
+    u, v, sigma, dims, targets, eps, impl = options
+    return impl.backward([g.contiguous() for g in grads], weights, u, v, sigma, dims, targets, eps)
+
+
+class ScaleBackward(torch.autograd.Function):
+    """The gradient in the weights of the given layers. Highest gradient order: any, in gradients and weights; its own
+    derivatives are the reference's, in plain torch."""
+
+    @staticmethod
+    def forward(ctx: Any, options: Options, *grads_and_weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        layers = len(options.u)
+        ctx.grads = grads_and_weights[:layers]
+        _remember(ctx, options, grads_and_weights[layers:])
+        return tuple(_backward(options, list(ctx.grads), list(ctx.weights)))
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        _check_versions(ctx, [i for i, t in enumerate(tangents) if t is not None])
+        u, v, sigma, dims, targets, eps, _ = ctx.options
+        dead, layers = (sigma <= eps).unbind(), len(u)
+        results: list[Tensor | None] = [None] * (1 + 2 * layers)
+        with _without_autocast(sigma):
+            for i, tangent in enumerate(tangents):
+                if tangent is not None:
+                    results[1 + i], results[1 + layers + i] = reference.spectral_norm_scale_double_backward(
+                        tangent, ctx.grads[i], ctx.weights[i], u[i], v[i], dead[i], dims[i], targets[i]
+                    )
+        needed = ctx.needs_input_grad
+        return tuple(r if need else None for r, need in zip(results, needed, strict=True))

@@ -1,0 +1,169 @@
+"""The parametrization W -> target W / sigma(W)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from gpkernels._support import under_transform
+from gpkernels.ops._layout import accumulation_dtype
+from gpkernels.ops.spectral_norm import reference
+from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale
+from gpkernels.spectral import steps
+from gpkernels.spectral.group import Group, copies, units
+from gpkernels.spectral.portable import Owned, State
+
+
+class SpectralNorm(Owned):
+    """target W / sigma(W) of a weight with at least two dimensions, W being (shape[dim], the others).
+
+    Buffers, named as in torch: `_u` (rows,) and `_v` (cols,), float32 (float64 for a float64 weight) whatever the
+    weight's dtype. A layer whose sigma is at most eps is left as target W.
+
+    It is grouped with others by `group` (update="step"), or iterates at every read in training mode (update="read",
+    group None), in torch's order: u first. Highest gradient order: any, in W.
+    """
+
+    vectors = ("_u", "_v")
+    _u: Tensor
+    _v: Tensor
+
+    def __init__(
+        self, weight: Tensor, dim: int, *, iterations: int, eps: float, target: float, init: str, group: Group | None
+    ) -> None:
+        super().__init__()
+        self.dim, self.iterations, self.eps, self.target = dim, iterations, eps, target
+        self.group = group
+        with torch.no_grad():
+            w = reference.matrix(weight.detach(), dim)
+            for name, size in zip(("_u", "_v"), w.shape, strict=True):
+                self.register_buffer(name, nn.functional.normalize(w.new_empty(size).normal_(), dim=0, eps=eps))
+            if weight.is_meta:
+                return
+            if init == "svd":
+                left, _, right = torch.linalg.svd(w, full_matrices=False)
+                self._u.copy_(left[:, 0])
+                self._v.copy_(right[0])
+            else:
+                self._iterate(w, 15)
+
+    def attach(self, owner: ParametrizationList) -> None:
+        """A first parametrization joins the group's common reads; one after others is computed by itself."""
+        super().attach(owner)
+        if self.group is not None:
+            self.group.add(self)
+            weight = self.original()
+            if weight is not None and not weight.is_meta:
+                self.group.update([self], 0)
+
+    def uv(self) -> tuple[Tensor, Tensor]:
+        """u and v, faster than as attributes."""
+        buffers: Any = self._buffers
+        return buffers["_u"], buffers["_v"]
+
+    def state(self, weight: Tensor) -> State:
+        u, v = self.uv()
+        return steps.mark(weight), steps.mark(u), steps.mark(v)
+
+    def has(self, grads: bool, state: State) -> bool:
+        """Whether a result is kept for all reads in this state."""
+        result = self.known.results.get(grads)
+        return result is not None and not result.once and result.holds(state)
+
+    def take(self, grads: bool, state: State) -> Tensor | None:
+        """A kept result that is right in this state; one with a graph serves a read without gradients too."""
+        results = self.known.results
+        for key in (True,) if grads else (False, True):
+            result = results.get(key)
+            if result is None or not result.holds(state) or (result.once and key != grads):
+                continue
+            if result.once:
+                del results[key]
+            return result.value if key == grads else result.value.detach()
+        return None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self._is_traced(weight):
+            return self._traced(weight)
+        if self.group is None:
+            return self._read_as_torch(weight)
+        return self.group.read(self, weight)
+
+    def _is_traced(self, weight: Tensor) -> bool:
+        if torch.compiler.is_compiling():
+            return True
+        plain = type(weight) in (Tensor, nn.Parameter)
+        return not plain or weight.is_meta or under_transform() or torch._C._get_tracing_state() is not None
+
+    def _traced(self, weight: Tensor) -> Tensor:
+        """In plain torch, for compilers, transforms and subclasses of Tensor, which see through it."""
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.group is None and self.training:
+                with torch.no_grad():
+                    self._iterate(reference.matrix(weight.detach(), self.dim), self.iterations)
+            dtype = accumulation_dtype(weight.dtype)
+            with torch.no_grad():
+                u, v = (units([x.to(dtype)])[0] for x in (self._u, self._v))
+            sigma = reference.sigma(weight, u, v, self.dim)
+            return reference.spectral_norm_scale([weight], sigma.unsqueeze(0), [self.target], self.eps)[0]
+
+    def _read_as_torch(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            self.fit(weight)
+            with torch.no_grad():
+                w = weight.detach()
+                if self.training:
+                    sigma = self._iterate(reference.matrix(w, self.dim), self.iterations)
+                else:
+                    sigma = spectral_iterate([w], [self._u], [self._v], [self.dim], 0, self.eps)
+                u, v = copies([self._u, self._v])
+            return spectral_scale([weight], [u], [v], sigma, [self.dim], [self.target], self.eps)[0]
+
+    @torch.no_grad()
+    def update(self, weight: Tensor, iterations: int | None = None) -> None:
+        """Moves u and v for a weight, outside any group."""
+        with torch.autocast(weight.device.type, enabled=False):
+            self.fit(weight)
+            self._iterate(reference.matrix(weight, self.dim), iterations or self.iterations)
+
+    def _iterate(self, w: Tensor, iterations: int) -> list[Tensor]:
+        """In torch's order, u before v: the iteration of W^T, which is the matrix w with its columns as rows."""
+        return spectral_iterate([w], [self._v], [self._u], [1], iterations, self.eps)
+
+    def measure(self, weight: Tensor) -> Tensor:
+        """sigma of a weight with these u and v."""
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            dtype = accumulation_dtype(weight.dtype)
+            u, v = (units([x.to(dtype)]) for x in (self._u, self._v))
+            return spectral_iterate([weight.detach()], u, v, [self.dim], 0, self.eps)[0][0]
+
+    def extra_repr(self) -> str:
+        update = "read" if self.group is None else "step"
+        return f"dim={self.dim}, n_power_iterations={self.iterations}, target={self.target:g}, update={update!r}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.group is not None:
+            self.group.add(self)
+
+
+class SpectralNormOfVector(nn.Module):
+    """target w / ||w|| of a weight with one dimension, whose norm needs no iteration; target w where ||w|| <= eps."""
+
+    def __init__(self, eps: float, target: float) -> None:
+        super().__init__()
+        self.eps, self.target = eps, target
+
+    def measure(self, weight: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(weight.to(accumulation_dtype(weight.dtype)))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        squares = weight.to(accumulation_dtype(weight.dtype)).square().sum()
+        dead = squares <= self.eps**2
+        return (weight * (self.target / squares.masked_fill(dead, 1.0).sqrt())).to(weight.dtype)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value

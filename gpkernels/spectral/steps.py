@@ -1,0 +1,95 @@
+"""The hooks on every torch.optim.Optimizer that move u and v after a step.
+
+A weight counts as changed by a step if its version or address moved between the step's start and its end, or, for
+optimizers that write through `.data` and leave versions alone, if the step had a gradient for it. An optimizer that
+wraps another has the weights updated once, by whichever of the two ends first after the change.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from gpkernels.double_backward.mode import never_compiled
+
+
+class Stepped(Protocol):
+    """Something with weights, of which it moves those in training mode after an optimizer's step."""
+
+    def watched(self) -> Iterable[Any]: ...
+
+    def update(self, members: list[Any]) -> None: ...
+
+
+Mark = tuple[int, ...]
+"""What identifies the content of a tensor: id, address, version."""
+
+_lock = threading.Lock()
+_installed = False
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
+_starts: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, Mark | None]]] = weakref.WeakKeyDictionary()
+_clock = 0
+
+
+def mark(x: Tensor) -> Mark | None:
+    """None for an inference tensor, which has no version."""
+    return None if x.is_inference() else (id(x), x.data_ptr(), x._version)
+
+
+def tick() -> int:
+    """The time of an update: later updates have larger ones."""
+    global _clock
+    _clock += 1
+    return _clock
+
+
+def watch(group: Stepped) -> None:
+    """Calls `group.update` after the steps that change its weights, as long as the group lives."""
+    global _installed
+    with _lock:
+        _watched.add(group)
+        if not _installed:
+            _installed = True
+            reason = (
+                "gpkernels moves the vectors of spectral norm outside compiled code: compile the loss, not the step"
+            )
+            register_optimizer_step_pre_hook(never_compiled(_before, reason))
+            register_optimizer_step_post_hook(never_compiled(_after, reason))
+
+
+def _groups() -> list[Any]:
+    with _lock:
+        return list(_watched)
+
+
+def _before(optimizer: Any, args: Any, kwargs: Any) -> None:
+    marks = {id(w): mark(w) for group in _groups() for _, w in group.watched()}
+    _starts[optimizer] = _clock, marks
+
+
+def _after(optimizer: Any, args: Any, kwargs: Any) -> None:
+    groups = _groups()
+    if not groups:
+        return
+    started, marks = _starts.pop(optimizer, (_clock, {}))
+    given = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+    for group in groups:
+        changed = [m for m, w in group.watched() if _is_changed(m, w, started, marks, given)]
+        training = [m for m in changed if m.training]
+        for member in changed:
+            if not member.training:
+                member.known.forget()
+        if training:
+            group.update(training)
+
+
+def _is_changed(member: Any, weight: Tensor, started: int, marks: dict[int, Mark | None], given: set[int]) -> bool:
+    now = mark(weight)
+    if now is not None and now != marks.get(id(weight)):
+        return now != member.known.mark
+    return id(weight) in given and member.known.at <= started
