@@ -7,14 +7,13 @@ least, and is set against that of `x.clone()`, measured in the same rounds.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import cases, timing
-from benchmarks.machine import machine
+from benchmarks.machine import machine, save
 
 
 def agrees(case: cases.Case, x: torch.Tensor) -> bool:
@@ -95,13 +94,7 @@ def main() -> None:
             f"{row['gb_per_s']:>8} GB/s {row['of_copy']:>6} of copy {row['speedup_over_best']:>7} x best"
         )
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = options.out.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *about])
-            writer.writeheader()
-            writer.writerows({**row, **about} for row in rows)
-        temporary.replace(options.out)
+        save(options.out, [{**row, **about} for row in rows])
 
 
 main()

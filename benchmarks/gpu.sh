@@ -55,7 +55,8 @@ part_bench() {
   "$python" -m benchmarks "${how[@]}" --out "$out/$name.csv" &&
     "$python" -m benchmarks.roofline "$out/$name.csv" --out "$out/$name.png" &&
     "$python" -m benchmarks.predictions $([ "$dry" = 1 ] && echo --quick) >"$out/predictions.md" &&
-    "$python" -m benchmarks.steps "${how[@]}" --out "$out/$name-steps.csv"
+    "$python" -m benchmarks.steps "${how[@]}" --out "$out/$name-steps.csv" &&
+    "$python" -m benchmarks.spectral "${how[@]}" --out "$out/$name-spectral.csv"
 }
 
 for part in "${parts[@]}"; do

@@ -1,7 +1,8 @@
-"""Where and with what a result was measured."""
+"""Where and with what a result was measured, and its file."""
 
 from __future__ import annotations
 
+import csv
 import datetime
 import platform
 import subprocess
@@ -28,3 +29,14 @@ def machine(device: torch.device) -> dict[str, Any]:
         "commit": commit,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
+
+
+def save(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows with the same keys as a CSV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from pathlib import Path
 
@@ -51,7 +52,29 @@ def steps_table(pattern: str = "*-steps-*.csv") -> str:
     return "\n".join(lines)
 
 
-TABLES = {"steps": steps_table}
+def spectral_table(pattern: str = "*-spectral-*.csv") -> str:
+    rows = results(pattern)
+    if not rows:
+        return "Not yet measured."
+    first = rows[0]
+    lines = [
+        f"{first['machine']}, torch {first['torch']}, {first['date']}, float32. Forward and backward of all layers, "
+        "medians.",
+        "",
+        "| critic | layers | MiB | torch, ms | gpkernels, ms | over torch | ops: torch, ours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for usual, ours in itertools.pairwise(rows):
+        if ours["variant"] == "gpkernels":
+            times = [f"{float(row['median_ms']):.2f}" for row in (usual, ours)]
+            gain, calls = f"{float(ours['speedup']):.1f}x", f"{usual['ops']}, {ours['ops']}"
+            lines.append(
+                "| " + " | ".join([ours["case"], ours["layers"], ours["weights_mib"], *times, gain, calls]) + " |"
+            )
+    return "\n".join(lines)
+
+
+TABLES = {"steps": steps_table, "spectral": spectral_table}
 
 
 def with_tables(text: str) -> str:

@@ -1,17 +1,16 @@
 """`python -m benchmarks.spectral`: spectral norm of a critic's layers, forward and backward, against torch's own.
 
 Variants take turns and start from the same vectors. "torch" reads every weight of a critic under
-`torch.nn.utils.parametrizations.spectral_norm`, in training mode; "gpkernels" makes one power iteration and the
-normalised weights of all layers at once. Both then send the same gradients back. Before a time counts, normalised
-weights, gradients and vectors are compared; the weights have a dominant singular value, with which vectors converge,
-for the two start their iterations at different ends. `ops` are the calls that reach a device.
+`torch.nn.utils.parametrizations.spectral_norm`, in training mode; "gpkernels" updates and reads them under
+`spectral_norm_all`; "ops" are the grouped Functions behind it, without modules. All then send the same gradients back.
+Before a time counts, normalised weights, gradients and vectors are compared; the weights have a dominant singular
+value, with which vectors converge, for torch and we start our iterations at different ends. `ops` are the calls that reach a device.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+import gpkernels as gp
 from benchmarks import counts, timing
-from benchmarks.machine import machine
+from benchmarks.machine import machine, save
 from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale
+from gpkernels.spectral import Handle
 
 EPS = 1e-12
 
@@ -69,9 +70,11 @@ Result = tuple[list[Tensor], list[Tensor]]
 """Normalised weights and the gradients of the plain ones."""
 
 
-class Torch:
-    def __init__(self, layers: list[nn.Module], grads: list[Tensor]) -> None:
-        self.layers, self.grads = layers, grads
+class Modules:
+    """Layers that are parametrized, by torch or, where there is a handle, by gpkernels."""
+
+    def __init__(self, layers: list[nn.Module], grads: list[Tensor], handle: Handle | None = None) -> None:
+        self.layers, self.grads, self.handle = layers, grads, handle
 
     def state(self) -> list[Tensor]:
         found = [layer.parametrizations.weight[0] for layer in self.layers]
@@ -80,12 +83,14 @@ class Torch:
     def __call__(self) -> Result:
         for layer in self.layers:
             layer.parametrizations.weight.original.grad = None
+        if self.handle is not None:
+            self.handle.update()
         normalised = [layer.weight for layer in self.layers]
         torch.autograd.backward(normalised, self.grads)
         return normalised, [layer.parametrizations.weight.original.grad for layer in self.layers]
 
 
-class Ours:
+class Ops:
     def __init__(self, layers: list[nn.Module], grads: list[Tensor]) -> None:
         tensors = [layer.parametrizations.weight for layer in layers]
         self.grads = grads
@@ -111,24 +116,33 @@ def differs(variants: dict[str, Any]) -> str:
     for variant in variants.values():
         normalised, grads = variant()
         results.append([*(x.detach() for x in normalised), *(g.clone() for g in grads), *variant.state()])
-    for i, (a, b) in enumerate(zip(*results, strict=True)):
-        error = (a - b).norm() / a.norm()
-        if not error < 1e-4:
-            return f"result {i}, of shape {tuple(a.shape)}, differs by {error:.1e}"
+    for name, result in zip(variants, results, strict=True):
+        for i, (a, b) in enumerate(zip(results[0], result, strict=True)):
+            error = (a - b).norm() / a.norm()
+            if not error < 1e-4:
+                return f"{name}: result {i}, of shape {tuple(a.shape)}, differs by {error:.1e}"
     return ""
 
 
 def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device, rounds: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
-    layers = [spectral_norm(spiked(layer).to(device)) for layer in make()]
+    plain = nn.ModuleList(spiked(layer).to(device) for layer in make())
+    ours = copy.deepcopy(plain)
+    layers = [spectral_norm(layer) for layer in plain]
+    handle = gp.spectral_norm_all(ours)
+    ours.load_state_dict(plain.state_dict())
     grads = [torch.randn_like(layer.weight) for layer in layers]
-    variants = {"torch": Torch(layers, grads), "gpkernels": Ours(copy.deepcopy(layers), grads)}
+    variants = {
+        "torch": Modules(layers, grads),
+        "gpkernels": Modules(list(ours), grads, handle),
+        "ops": Ops(copy.deepcopy(layers), grads),
+    }
     problem = differs(variants)
     if problem:
         print(f"{name}: {problem}, not timed")
         return []
     times = timing.interleaved(variants, device, rounds)
-    weights = variants["gpkernels"].weights
+    weights = variants["ops"].weights
     return [
         {
             "case": name,
@@ -168,13 +182,7 @@ def main() -> None:
                 flush=True,
             )
     if options.out and rows:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = options.out.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(options.out)
+        save(options.out, rows)
 
 
 if __name__ == "__main__":

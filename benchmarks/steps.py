@@ -10,7 +10,6 @@ that reach a device (views and allocations left out), `conv_units` the convoluti
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 import gpkernels as gp
 from benchmarks import counts, timing
-from benchmarks.machine import machine
+from benchmarks.machine import machine, save
 
 Step = Callable[[], None]
 
@@ -247,13 +246,7 @@ def main() -> None:
                 flush=True,
             )
     if options.out and rows:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = options.out.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(options.out)
+        save(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """The timing protocol: variants in turn, round by round, medians and quantiles over the rounds.
 
 A sample is the time of as many calls as fill `TARGET` seconds, divided by their number, so the clock's resolution does
-not matter; variants take turns within each round, so that drift of the machine falls on all of them alike. On a GPU a
-sample lies between two events on the stream, after a warm-up, and the host runs ahead of the device.
+not matter; variants take turns within each round, so that drift of the machine falls on all of them alike. On the CPU the
+process keeps the memory that it frees: else a sample's time depends on what the variant before it has given back to the
+system. On a GPU a sample lies between two events on the stream, after a warm-up, and the host runs ahead of the device.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +31,7 @@ class Timing:
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, Timing]:
+    _keep_memory()
     sample = _cuda_sample if device.type == "cuda" else _host_sample
     calls = {}
     for name, run in variants.items():
@@ -39,6 +43,15 @@ def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.devi
         for name, run in variants.items():
             seconds[name].append(sample(run, calls[name]))
     return {name: _summary(values) for name, values in seconds.items()}
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """glibc's M_MMAP_MAX = 0 and M_TRIM_THRESHOLD = never; nothing with another C library."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)
+        mallopt(-1, -1)
 
 
 def _summary(values: list[float]) -> Timing:

@@ -93,15 +93,16 @@ def test_costs_count_every_launch(cases, monkeypatch):
 
 
 def test_spectral_compares_before_it_times(tmp_path):
-    """Every critic of the quick run gets its two rows, and gpkernels three calls for all layers."""
+    """Every critic of the quick run gets its rows, and gpkernels few calls for all layers."""
     out = tmp_path / "rows.csv"
     result = run("benchmarks.spectral", "--quick", "--device", "cpu", "--out", out)
     assert result.returncode == 0, result.stderr
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["variant"] for row in rows] == ["torch", "gpkernels"] * 2
-    assert all(row["ops"] == "3" for row in rows[1::2])
-    assert all(int(row["ops"]) > 20 * int(row["layers"]) for row in rows[::2])
+    assert [row["variant"] for row in rows] == ["torch", "gpkernels", "ops"] * 2
+    assert all(int(row["ops"]) > 20 * int(row["layers"]) for row in rows[::3])
+    assert all(int(row["ops"]) <= 5 for row in rows[1::3])
+    assert all(row["ops"] == "3" for row in rows[2::3])
 
 
 def test_spectral_notices_a_wrong_result(monkeypatch):
@@ -109,7 +110,7 @@ def test_spectral_notices_a_wrong_result(monkeypatch):
     spectral = importlib.import_module("benchmarks.spectral")
     layers = [spectral.spectral_norm(spectral.spiked(layer)) for layer in spectral.dcgan(4)]
     grads = [torch.randn_like(layer.weight) for layer in layers]
-    variants = {"torch": spectral.Torch(layers, grads), "gpkernels": spectral.Ours(copy.deepcopy(layers), grads)}
+    variants = {"torch": spectral.Modules(layers, grads), "ops": spectral.Ops(copy.deepcopy(layers), grads)}
     assert spectral.differs(variants) == ""
-    variants["gpkernels"].targets[2] = 1.01
-    assert "result 2, of shape (16, 8, 4, 4), differs by" in spectral.differs(variants)
+    variants["ops"].targets[2] = 1.01
+    assert "ops: result 2, of shape (16, 8, 4, 4), differs by" in spectral.differs(variants)

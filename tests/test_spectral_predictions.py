@@ -35,11 +35,11 @@ def test_costs_of_spectral_norm(modules, monkeypatch):
         grads = [torch.randn_like(layer.weight) for layer in layers]
         layers = [spectral_norm(layer) for layer in layers]
         costs, size = predictions.spectral_costs(len(layers)), sum(grad.nbytes for grad in grads)
-        counted = counts.count(spectral.Torch(layers, grads))
+        counted = counts.count(spectral.Modules(layers, grads))
         assert counted.ops == costs["torch"].launches
         assert counted.bytes / size == pytest.approx(costs["torch"].passes, rel=0.02)
         with gp.backend("triton"):
-            ours = spectral.Ours(layers, grads)
+            ours = spectral.Ops(layers, grads)
             ours()  # makes the tables
             launches.clear()
             assert counts.count(ours).ops == 0
