@@ -4,7 +4,8 @@ Variants take turns and start from the same vectors. "torch" reads every weight 
 `torch.nn.utils.parametrizations.spectral_norm`, in training mode; "gpkernels" updates and reads them under
 `spectral_norm_all`; "ops" are the grouped Functions behind it, without modules. All then send the same gradients back.
 Before a time counts, normalised weights, gradients and vectors are compared; the weights have a dominant singular
-value, with which vectors converge, for torch and we start our iterations at different ends. `ops` are the calls that reach a device.
+value, with which vectors converge, for torch and we start our iterations at different ends. `ops` are the calls that
+reach a device.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The timing protocol: variants in turn, round by round, medians and quantiles over the rounds.
 
 A sample is the time of as many calls as fill `TARGET` seconds, divided by their number, so the clock's resolution does
-not matter; variants take turns within each round, so that drift of the machine falls on all of them alike. On the CPU the
-process keeps the memory that it frees: else a sample's time depends on what the variant before it has given back to the
-system. On a GPU a sample lies between two events on the stream, after a warm-up, and the host runs ahead of the device.
+not matter; variants take turns within each round, so that drift of the machine falls on all of them alike. On the CPU
+the process keeps the memory that it frees: else a sample's time depends on what the variant before it has given back to
+the system. On a GPU a sample lies between two events on the stream, after a warm-up, and the host runs ahead of the
+device.
 """
 
 from __future__ import annotations
