@@ -1,7 +1,8 @@
-"""Where and with what a result was measured, and its file."""
+"""The command line of a benchmark, where and with what it was measured, and the file of its results."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
 import platform
@@ -12,6 +13,17 @@ from typing import Any
 import torch
 
 import gpkernels as gp
+
+
+def parser(module: str, doc: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.<module>`, which measures cases that have names."""
+    flags = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=doc)
+    flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    flags.add_argument("--rounds", type=int, default=rounds)
+    flags.add_argument("--quick", action="store_true", help="few rounds, small critics")
+    flags.add_argument("--only", default="", help="only the cases whose name contains this")
+    flags.add_argument("--out", type=Path, help="write the rows to this CSV file")
+    return flags
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -10,11 +10,9 @@ reach a device.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import gpkernels as gp
 from benchmarks import counts, timing
-from benchmarks.machine import machine, save
+from benchmarks.machine import machine, parser, save
 from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale
 from gpkernels.spectral import Handle
 
@@ -150,9 +148,7 @@ def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device
             "layers": len(weights),
             "weights_mib": round(sum(w.nbytes for w in weights) / 2**20, 1),
             "variant": variant,
-            "median_ms": round(taken.median * 1e3, 3),
-            "p20_ms": round(taken.low * 1e3, 3),
-            "p80_ms": round(taken.high * 1e3, 3),
+            **taken.milliseconds(),
             "speedup": round(times["torch"].median / taken.median, 3),
             "ops": counts.count(variants[variant]).ops,
         }
@@ -161,13 +157,7 @@ def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.spectral", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--quick", action="store_true", help="few rounds, small critics")
-    parser.add_argument("--only", default="", help="only the cases whose name contains this")
-    parser.add_argument("--out", type=Path, help="write the rows to this CSV file")
-    options = parser.parse_args()
+    options = parser("spectral", __doc__, 21).parse_args()
     device = torch.device(options.device)
     critics, rounds = (QUICK, 3) if options.quick else (CRITICS, options.rounds)
     about, rows = machine(device), []

@@ -9,10 +9,8 @@ that reach a device (views and allocations left out), `conv_units` the convoluti
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 import gpkernels as gp
 from benchmarks import counts, timing
-from benchmarks.machine import machine, save
+from benchmarks.machine import machine, parser, save
 
 Step = Callable[[], None]
 
@@ -207,9 +205,7 @@ def measure(setting: Setting, device: torch.device, rounds: int) -> list[dict[st
                 "case": setting.name,
                 "batch": setting.batch,
                 "variant": name,
-                "median_ms": round(taken.median * 1e3, 3),
-                "p20_ms": round(taken.low * 1e3, 3),
-                "p80_ms": round(taken.high * 1e3, 3),
+                **taken.milliseconds(),
                 "of_no_penalty": round(taken.median / base, 3) if "no penalty" in times else "",
                 "speedup_over_usual": round(times["usual"].median / taken.median, 3),
                 "speedup_over_best": round(times["best"].median / taken.median, 3),
@@ -223,13 +219,7 @@ def measure(setting: Setting, device: torch.device, rounds: int) -> list[dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="few rounds, small critics")
-    parser.add_argument("--only", default="", help="only the cases whose name contains this")
-    parser.add_argument("--out", type=Path, help="write the rows to this CSV file")
-    options = parser.parse_args()
+    options = parser("steps", __doc__, 9).parse_args()
     device = torch.device(options.device)
     settings, rounds = (QUICK, 3) if options.quick else (SETTINGS, options.rounds)
     about, rows = machine(device), []

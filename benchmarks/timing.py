@@ -30,6 +30,11 @@ class Timing:
     low: float
     high: float
 
+    def milliseconds(self) -> dict[str, float]:
+        """As columns of a result file."""
+        values = {"median_ms": self.median, "p20_ms": self.low, "p80_ms": self.high}
+        return {name: round(value * 1e3, 3) for name, value in values.items()}
+
 
 def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, Timing]:
     _keep_memory()

@@ -2,6 +2,7 @@
 // (csrc/penalty_derivatives.h has the formulas).
 #include "../checks.h"
 #include "../group_shapes.h"
+#include "data.h"
 #include "empty.h"
 #include "groups.h"
 #include "kernels.h"
@@ -134,9 +135,9 @@ std::tuple<Tensor, Tensor> grad_norm_penalty(const Tensor& grad, int64_t form, d
   dispatch_floating("grad_norm_penalty", grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
-    const T* x = static_cast<const T*>(grad.const_data_ptr());
-    A* n = static_cast<A*>(saved.mutable_data_ptr());
-    A* v = static_cast<A*>(value.mutable_data_ptr());
+    const T* x = data<T>(grad);
+    A* n = mutable_data<A>(saved);
+    A* v = mutable_data<A>(value);
     const int64_t count = call.groups.count();
     dispatch_norm(call.norm, [&](auto kind) {
       constexpr Norm kNorm = decltype(kind)::value;
@@ -170,10 +171,10 @@ Tensor grad_norm_penalty_backward(const Tensor& grad_out, const Tensor& grad, co
   dispatch_floating("grad_norm_penalty_backward", grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
-    const T* x = static_cast<const T*>(grad.const_data_ptr());
-    const A* n = static_cast<const A*>(saved.const_data_ptr());
-    const A* p = static_cast<const A*>(grad_out.const_data_ptr());
-    T* out = static_cast<T*>(grad_grad.mutable_data_ptr());
+    const T* x = data<T>(grad);
+    const A* n = data<A>(saved);
+    const A* p = data<A>(grad_out);
+    T* out = mutable_data<T>(grad_grad);
     dispatch_norm(call.norm, [&](auto kind) {
       constexpr Norm kNorm = decltype(kind)::value;
       const A k = static_cast<A>(call.target);
@@ -202,12 +203,12 @@ std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_
   dispatch_floating("grad_norm_penalty_double_backward", grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
-    const T* tangent = static_cast<const T*>(grad_grad.const_data_ptr());
-    const T* x = static_cast<const T*>(grad.const_data_ptr());
-    const A* n = static_cast<const A*>(saved.const_data_ptr());
-    const A* p = static_cast<const A*>(grad_out.const_data_ptr());
-    A* q = static_cast<A*>(out_grad_out.mutable_data_ptr());
-    T* out = static_cast<T*>(out_grad.mutable_data_ptr());
+    const T* tangent = data<T>(grad_grad);
+    const T* x = data<T>(grad);
+    const A* n = data<A>(saved);
+    const A* p = data<A>(grad_out);
+    A* q = mutable_data<A>(out_grad_out);
+    T* out = mutable_data<T>(out_grad);
     const int64_t count = call.groups.count();
     dispatch_norm(call.norm, [&](auto kind) {
       constexpr Norm kNorm = decltype(kind)::value;

@@ -1,6 +1,7 @@
 // interpolate: out = eps real + (1 - eps) fake  (Gulrajani et al. 2017, Algorithm 1, line 6), and its
 // adjoint.
 #include "../checks.h"
+#include "data.h"
 #include "empty.h"
 #include "kernels.h"
 #include "random.h"
@@ -77,9 +78,9 @@ Tensor interpolate(const Tensor& real, const Tensor& fake, const std::optional<T
   Tensor out = new_result_like(real);
   dispatch_floating("interpolate", real.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    const T* r = static_cast<const T*>(real.const_data_ptr());
-    const T* f = static_cast<const T*>(fake.const_data_ptr());
-    T* o = static_cast<T*>(out.mutable_data_ptr());
+    const T* r = data<T>(real);
+    const T* f = data<T>(fake);
+    T* o = mutable_data<T>(out);
     if (source.per_element) {
       for_each_chunk(1, real.numel(), [&](int64_t, int64_t, int64_t begin, int64_t end) {
         with_numbers(fill_uniform, source.seed, begin, end, [&](int64_t i, int64_t n, const float* numbers) {
@@ -108,9 +109,9 @@ std::tuple<Tensor, Tensor> interpolate_backward(const Tensor& grad_out, const st
   Tensor grad_real = output(need_real), grad_fake = output(need_fake);
   dispatch_floating("interpolate_backward", grad_out.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    const T* g = static_cast<const T*>(grad_out.const_data_ptr());
-    T* r = need_real ? static_cast<T*>(grad_real.mutable_data_ptr()) : nullptr;
-    T* f = need_fake ? static_cast<T*>(grad_fake.mutable_data_ptr()) : nullptr;
+    const T* g = data<T>(grad_out);
+    T* r = need_real ? mutable_data<T>(grad_real) : nullptr;
+    T* f = need_fake ? mutable_data<T>(grad_fake) : nullptr;
     if (source.per_element) {
       for_each_chunk(1, grad_out.numel(), [&](int64_t, int64_t, int64_t begin, int64_t end) {
         with_numbers(fill_uniform, source.seed, begin, end, [&](int64_t i, int64_t n, const float* numbers) {

@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "../norm_shapes.h"
+#include "data.h"
 #include "empty.h"
 #include "kernels.h"
 #include "norm_groups.h"
@@ -140,16 +141,6 @@ void solve(NormProblem<T, kSecond> p) {
   else
     run<A>(Runs<T, kSecond>(p));
   if (summed) sum_shares<kSecond>(p.shares, shape.batch, shape.channels, p.affine);
-}
-
-template <class T>
-const T* data(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
 }
 
 template <class T, bool kSecond>

@@ -1,5 +1,6 @@
 // perturb: out = real + scale sigma noise  (Kodali et al. 2017, section 2.3), and its adjoint in sigma.
 #include "../checks.h"
+#include "data.h"
 #include "empty.h"
 #include "kernels.h"
 #include "random.h"
@@ -39,9 +40,9 @@ Tensor perturb(const Tensor& real, const std::optional<Tensor>& sigma, double sc
   dispatch_floating("perturb", real.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
-    const A factor = A(scale) * (sigma.has_value() ? *static_cast<const A*>(sigma->const_data_ptr()) : A(1));
-    const T* x = static_cast<const T*>(real.const_data_ptr());
-    T* o = static_cast<T*>(out.mutable_data_ptr());
+    const A factor = A(scale) * (sigma.has_value() ? *data<A>(*sigma) : A(1));
+    const T* x = data<T>(real);
+    T* o = mutable_data<T>(out);
     for_each_chunk(1, real.numel(), [&](int64_t, int64_t, int64_t begin, int64_t end) {
       with_numbers(fill, words, begin, end, [&](int64_t i, int64_t n, const float* numbers) {
         add_scaled<T>(x + i, numbers, o + i, n, factor);
@@ -59,7 +60,7 @@ Tensor perturb_backward(const Tensor& grad_out, double scale, int64_t noise, con
   dispatch_floating("perturb_backward", grad_out.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
-    const T* g = static_cast<const T*>(grad_out.const_data_ptr());
+    const T* g = data<T>(grad_out);
     std::vector<double> partial(chunks_of(grad_out.numel()), 0.0);
     for_each_chunk(1, grad_out.numel(), [&](int64_t, int64_t chunk, int64_t begin, int64_t end) {
       with_numbers(fill, words, begin, end, [&](int64_t i, int64_t n, const float* numbers) {
@@ -68,7 +69,7 @@ Tensor perturb_backward(const Tensor& grad_out, double scale, int64_t noise, con
     });
     double sum = 0;
     for (double p : partial) sum += p;
-    *static_cast<A*>(grad_sigma.mutable_data_ptr()) = static_cast<A>(scale * sum);
+    *mutable_data<A>(grad_sigma) = static_cast<A>(scale * sum);
   });
   return grad_sigma;
 }

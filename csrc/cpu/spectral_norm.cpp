@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "data.h"
 #include "empty.h"
 #include "kernels.h"
 #include "spectral_loops.h"
@@ -17,16 +18,6 @@
 
 namespace gpkernels::cpu {
 namespace {
-
-template <class T>
-const T* data(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
 
 template <class T>
 class Iteration {
