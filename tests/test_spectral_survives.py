@@ -320,3 +320,15 @@ def test_channels_last():
     train(other, adam(other), 3)
     for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_changed_layer_read_after_one_that_has_not():
+    """The first read of a pass computes other layers too, each with a sigma of its own weight."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    handle = gp.spectral_norm_all(model)
+    handle.update()
+    originals = [layer.parametrizations.weight.original for layer in model]
+    with torch.no_grad():
+        originals[1].mul_(3)
+    wanted = [w / s for w, s in zip(originals, handle.sigmas().values(), strict=True)]
+    torch.testing.assert_close([layer.weight for layer in model], wanted)
