@@ -69,6 +69,10 @@ class _Counting(TorchDispatchMode):
                 self.counts.convolutions += 1
             elif name == "convolution_backward":
                 self.counts.convolutions += sum(map(bool, args[-1][:2]))
+            elif name == "conv2d_input_gradient":
+                self.counts.convolutions += 1
+                grad_out, weight = args[:2]
+                self.counts.flops += 2 * grad_out.numel() * weight[0].numel()
         return result
 
 

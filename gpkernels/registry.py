@@ -82,6 +82,11 @@ def backend(name: str) -> Iterator[None]:
         _requested.pop()
 
 
+def allows(name: str) -> bool:
+    """Whether backend `name` may be used: no other has been asked for."""
+    return not _requested or _requested[-1] == name
+
+
 def reason_against(op: str, name: str, tensor: torch.Tensor, **options: Any) -> str:
     """Why backend `name` cannot run this call of `op`; empty when it can."""
     row = _rows.get((op, name))

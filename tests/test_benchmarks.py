@@ -114,3 +114,13 @@ def test_spectral_notices_a_wrong_result(monkeypatch):
     assert spectral.differs(variants) == ""
     variants["ops"].targets[2] = 1.01
     assert "ops: result 2, of shape (16, 8, 4, 4), differs by" in spectral.differs(variants)
+
+
+def test_convolution_compares_before_it_times(tmp_path):
+    out = tmp_path / "rows.csv"
+    result = run("benchmarks.convolution", "--quick", "--only", "grey", "--out", out)
+    assert result.returncode == 0, result.stderr
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows] == ["forward", "torch", "gpkernels"] * 2
+    assert {row["taken"] for row in rows} == {"True"}

@@ -39,6 +39,8 @@ class Counts(TorchDispatchMode):
         elif name == "convolution_backward":
             self.to_input += [args[1].shape] * args[-1][0]
             self.to_weight += args[-1][1]
+        elif name == "conv2d_input_gradient":
+            self.to_input += [args[2].shape]
         return func(*args, **(kwargs or {}))
 
 

@@ -16,6 +16,7 @@ TESTS = [
     "test_perturb.py",
     "test_grad_penalty.py",
     "test_norm_act.py",
+    "test_conv2d_input_gradient.py",
     "test_raw_ops.py",
     "test_spectral_norm.py",
 ]

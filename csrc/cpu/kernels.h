@@ -42,6 +42,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_double_backward(const Tensor& tangen
                                                             const std::optional<Tensor>& weight, int64_t groups,
                                                             double slope);
 
+// conv_input_gradient.cpp
+Tensor conv2d_input_gradient(const Tensor& grad_out, const Tensor& weight, const Tensor& input,
+                             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding);
+
 // spectral_norm.cpp
 Tensor spectral_norm_iterate(const std::vector<Tensor>& weights, std::vector<Tensor> u, std::vector<Tensor> v,
                              const std::vector<int64_t>& dims, int64_t iterations, double eps);

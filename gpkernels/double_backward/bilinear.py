@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpkernels.double_backward._nodes import Node, Recording, autocast, records, reroutable, wants
+from gpkernels.double_backward._nodes import Node, Recording, autocast, records, reroutable, under_vmap, wants
+from gpkernels.ops.conv2d_input_gradient import conv2d_input_gradient, wins
 
 aten = torch.ops.aten
 
@@ -51,10 +52,16 @@ class Convolution:
     def _options(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
 
+    @property
+    def _is_plain(self) -> bool:
+        return not self.transposed and self.groups == 1 and max(self.dilation) == 1
+
     def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return aten.convolution(x, w, b, *self._options)
 
     def to_input(self, g: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        if self._is_plain and not under_vmap(g) and wins(g, w, x, self.stride):
+            return conv2d_input_gradient(g, w, x, self.stride, self.padding)
         return aten.convolution_backward(g, x, w, None, *self._options, (True, False, False))[0]
 
     def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
