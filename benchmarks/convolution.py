@@ -96,9 +96,10 @@ def main() -> None:
                 continue
             for row in measure(layer, layout, 8 if options.quick else 64, 3 if options.quick else options.rounds):
                 rows.append({**row, **about})
+                note = "" if row["taken"] else "  not taken"
                 print(
                     f"{row['case']:30} {layout:14} {row['variant']:10} {row['median_ms']:>8} ms "
-                    f"{row['gflop_per_s']:>6} GFLOP/s {row['speedup']:>6} x torch{'' if row['taken'] else '  not taken'}",
+                    f"{row['gflop_per_s']:>6} GFLOP/s {row['speedup']:>6} x torch{note}",
                     flush=True,
                 )
     if options.out and rows:
