@@ -5,7 +5,8 @@ Variants take turns and start from the same vectors. "torch" reads every weight 
 `spectral_norm_all`; "ops" are the grouped Functions behind it, without modules. All then send the same gradients back.
 Before a time counts, normalised weights, gradients and vectors are compared; the weights have a dominant singular
 value, with which vectors converge, for torch and we start our iterations at different ends. `ops` are the calls that
-reach a device.
+reach a device. On a CPU every case is timed twice: with the memory that a variant frees "kept" in the process, and
+"returned" to the system as glibc does by itself, which makes every large tensor cost its page faults.
 """
 
 from __future__ import annotations
@@ -140,18 +141,22 @@ def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device
     if problem:
         print(f"{name}: {problem}, not timed")
         return []
-    times = timing.interleaved(variants, device, rounds)
     weights = variants["ops"].weights
+    measured = {"kept": timing.interleaved(variants, device, rounds)}
+    if device.type == "cpu":
+        measured["returned"] = timing.interleaved(variants, device, rounds, keep_memory=False)
     return [
         {
             "case": name,
             "layers": len(weights),
             "weights_mib": round(sum(w.nbytes for w in weights) / 2**20, 1),
+            "memory": memory,
             "variant": variant,
             **taken.milliseconds(),
             "speedup": round(times["torch"].median / taken.median, 3),
             "ops": counts.count(variants[variant]).ops,
         }
+        for memory, times in measured.items()
         for variant, taken in times.items()
     ]
 
@@ -168,7 +173,8 @@ def main() -> None:
         for row in measure(name, make, device, rounds):
             rows.append({**row, **about})
             print(
-                f"{row['case']:20} {row['layers']:>3} layers {row['weights_mib']:>6} MiB {row['variant']:10} "
+                f"{row['case']:20} {row['layers']:>3} layers {row['weights_mib']:>6} MiB {row['memory']:8} "
+                f"{row['variant']:10} "
                 f"{row['median_ms']:>9} ms {row['speedup']:>6} x torch {row['ops']:>4} ops",
                 flush=True,
             )

@@ -2,15 +2,14 @@
 
 A sample is the time of as many calls as fill `TARGET` seconds, divided by their number, so the clock's resolution does
 not matter; variants take turns within each round, so that drift of the machine falls on all of them alike. On the CPU
-the process keeps the memory that it frees: else a sample's time depends on what the variant before it has given back to
-the system. On a GPU a sample lies between two events on the stream, after a warm-up, and the host runs ahead of the
-device.
+the process keeps the memory that it frees, unless told otherwise: else a sample's time depends on what the variant
+before it has given back to the system. On a GPU a sample lies between two events on the stream, after a warm-up, and
+the host runs ahead of the device.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -36,8 +35,12 @@ class Timing:
         return {name: round(value * 1e3, 3) for name, value in values.items()}
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, Timing]:
-    _keep_memory()
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, *, keep_memory: bool = True
+) -> dict[str, Timing]:
+    """With keep_memory=False large blocks go back to the system when they are freed and are fetched anew, page by page,
+    as glibc does by itself: what a program pays that does nothing about it."""
+    _set_memory(keep_memory)
     sample = _cuda_sample if device.type == "cuda" else _host_sample
     calls = {}
     for name, run in variants.items():
@@ -51,13 +54,12 @@ def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.devi
     return {name: _summary(values) for name, values in seconds.items()}
 
 
-@functools.cache
-def _keep_memory() -> None:
-    """glibc's M_MMAP_MAX = 0 and M_TRIM_THRESHOLD = never; nothing with another C library."""
+def _set_memory(keep: bool) -> None:
+    """glibc's M_MMAP_MAX and M_TRIM_THRESHOLD; nothing with another C library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-4, 0)
-        mallopt(-1, -1)
+        mallopt(-4, 0 if keep else 65536)
+        mallopt(-1, -1 if keep else 128 * 1024)
 
 
 def _summary(values: list[float]) -> Timing:

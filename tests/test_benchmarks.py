@@ -99,7 +99,8 @@ def test_spectral_compares_before_it_times(tmp_path):
     assert result.returncode == 0, result.stderr
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["variant"] for row in rows] == ["torch", "gpkernels", "ops"] * 2
+    assert [row["variant"] for row in rows] == ["torch", "gpkernels", "ops"] * 4
+    assert [row["memory"] for row in rows] == (["kept"] * 3 + ["returned"] * 3) * 2
     assert all(int(row["ops"]) > 20 * int(row["layers"]) for row in rows[::3])
     assert all(int(row["ops"]) <= 5 for row in rows[1::3])
     assert all(row["ops"] == "3" for row in rows[2::3])

@@ -1,4 +1,4 @@
-"""The input gradient of a convolution of few channels: the C++ kernel against autograd, and when the engine takes it."""
+"""The input gradient of a convolution of few channels: the kernel against autograd, and where the engine uses it."""
 
 import itertools
 

@@ -171,29 +171,25 @@ GPK_MULTIVERSION double dot_weights(const T* x, const T* y, int64_t count) {
   return total;
 }
 
-// out = factor (g - across[r] along[i]) for rows of `width` elements.
+// out[i] = factor (g[i] - share along[i]).
 template <class T>
-GPK_MULTIVERSION void subtract_rank_one(const T* g, int64_t rows, int64_t width, acc_t<T> factor, acc_t<T> share,
-                                        const acc_t<T>* across, const acc_t<T>* along, T* out) {
+GPK_MULTIVERSION void subtract_rank_one(const T* g, int64_t width, acc_t<T> factor, acc_t<T> share,
+                                        const acc_t<T>* along, T* out) {
   using A = acc_t<T>;
-  for (int64_t r = 0; r < rows; ++r, g += width, out += width) {
-    const A s = factor * (share * across[r]);
-    for (int64_t i = 0; i < width; ++i) out[i] = T(factor * A(g[i]) - s * along[i]);
-  }
+  const A s = factor * share;
+  for (int64_t i = 0; i < width; ++i) out[i] = T(factor * A(g[i]) - s * along[i]);
 }
 
-// As subtract_rank_one with across[r * inner + i % inner].
+// As subtract_rank_one with a share across[i % inner] of `share`.
 template <class T>
-GPK_MULTIVERSION void subtract_patterned(const T* g, int64_t rows, int64_t width, acc_t<T> factor, acc_t<T> share,
+GPK_MULTIVERSION void subtract_patterned(const T* g, int64_t width, acc_t<T> factor, acc_t<T> share,
                                          const acc_t<T>* across, const acc_t<T>* along, int64_t inner, int64_t span,
                                          acc_t<T>* tile, T* out) {
   using A = acc_t<T>;
-  for (int64_t r = 0; r < rows; ++r, g += width, out += width, across += inner) {
-    for (int64_t i = 0; i < span; ++i) tile[i] = factor * (share * across[i % inner]);
-    for (int64_t begin = 0; begin < width; begin += span) {
-      const int64_t count = std::min(span, width - begin);
-      for (int64_t i = 0; i < count; ++i) out[begin + i] = T(factor * A(g[begin + i]) - tile[i] * along[begin + i]);
-    }
+  for (int64_t i = 0; i < span; ++i) tile[i] = factor * (share * across[i % inner]);
+  for (int64_t begin = 0; begin < width; begin += span) {
+    const int64_t count = std::min(span, width - begin);
+    for (int64_t i = 0; i < count; ++i) out[begin + i] = T(factor * A(g[begin + i]) - tile[i] * along[begin + i]);
   }
 }
 

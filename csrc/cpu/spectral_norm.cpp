@@ -15,6 +15,7 @@
 #include "kernels.h"
 #include "spectral_loops.h"
 #include "spectral_tasks.h"
+#include "stream.h"
 
 namespace gpkernels::cpu {
 namespace {
@@ -110,39 +111,29 @@ class Iteration {
   A* expanded_;
 };
 
+// Small layers first, together; then each large one from its first pass to its last, which finds in the shared cache
+// what the pass before it has read.
 template <class T>
 void iterate_all(std::vector<Iteration<T>>& layers, int64_t iterations, acc_t<T>* sigma) {
-  Tasks first, blocks;
-  std::vector<int64_t> large;
-  const int64_t count = static_cast<int64_t>(layers.size());
+  const int64_t count = static_cast<int64_t>(layers.size()), passes = std::max<int64_t>(iterations, 1);
+  Tasks small;
   for (int64_t i = 0; i < count; ++i) {
     const Slabs& s = layers[i].slabs();
-    if (!s.small()) {
-      large.push_back(i);
-      first.add_blocks(i, s);
-      blocks.add_blocks(i, s);
-    }
+    if (s.small()) small.add(i, -1, 2 * passes * s.numel());
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const Slabs& s = layers[i].slabs();
-    if (s.small()) first.add(i, -1, 2 * std::max<int64_t>(iterations, 1) * s.numel());
+  small.run(false, [&](int64_t layer, int64_t) { layers[layer].run_alone(iterations); });
+  for (Iteration<T>& layer : layers) {
+    if (layer.slabs().small()) continue;
+    Tasks blocks;
+    blocks.add_blocks(0, layer.slabs());
+    for (int64_t i = 0; i < passes; ++i)
+      for (const bool to_u : {false, true}) {
+        if (iterations == 0 && !to_u) continue;
+        layer.prepare(to_u);
+        blocks.run(to_u, [&](int64_t, int64_t block) { layer.product(to_u, block); });
+        layer.finish(to_u, iterations == 0);
+      }
   }
-  bool started = false;
-  for (int64_t i = 0; i < std::max<int64_t>(iterations, 1); ++i)
-    for (const bool to_u : {false, true}) {
-      if (iterations == 0 && !to_u) continue;
-      for (const int64_t layer : large) layers[layer].prepare(to_u);
-      (started ? blocks : first).run(to_u, [&](int64_t layer, int64_t block) {
-        if (block < 0)
-          layers[layer].run_alone(iterations);
-        else
-          layers[layer].product(to_u, block);
-      });
-      started = true;
-      torch::stable::parallel_for(0, static_cast<int64_t>(large.size()), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; ++k) layers[large[k]].finish(to_u, iterations == 0);
-      });
-    }
   for (int64_t i = 0; i < count; ++i) sigma[i] = layers[i].sigma();
 }
 
@@ -214,10 +205,13 @@ std::vector<Tensor> spectral_norm_scale(const std::vector<Tensor>& weights, cons
   dispatch_floating("spectral_norm_scale", weights[0].scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     const acc_t<T>* sigmas = data<acc_t<T>>(sigma);
+    const Writer<T> writer(results);
     tasks.run(false, [&](int64_t layer, int64_t block) {
       const int64_t begin = block * kBlock, count = std::min(kBlock, weights[layer].numel() - begin);
-      scale_weight(data<T>(weights[layer]) + begin, factor(sigmas[layer], targets[layer], eps), count,
-                   mutable_data<T>(results[layer]) + begin);
+      const auto by = factor(sigmas[layer], targets[layer], eps);
+      const T* w = data<T>(weights[layer]) + begin;
+      writer.write(mutable_data<T>(results[layer]) + begin, count, kPiece,
+                   [&](int64_t i, int64_t width, T* out) { scale_weight(w + i, by, width, out); });
     });
   });
   return results;
@@ -233,25 +227,22 @@ std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grad
   check_layers("targets", targets.size(), weights.size());
   check_vector("sigma", sigma, layers, spectral_dtype(weights));
   std::vector<Slabs> slabs(shapes.begin(), shapes.end());
-  Tasks first, rest;
+  Tasks small;
   std::vector<int64_t> starts(layers);  // of a layer's blocks among all
   int64_t blocks = 0;
   for (int64_t i = 0; i < layers; ++i) {
     check_like("grads", grads[i], "weights", weights[i]);
     starts[i] = blocks;
     blocks += slabs[i].blocks();
-    if (slabs[i].small()) continue;
-    first.add_blocks(i, slabs[i]);
-    rest.add_blocks(i, slabs[i]);
+    if (slabs[i].small()) small.add(i, -1, 2 * slabs[i].numel());
   }
-  for (int64_t i = 0; i < layers; ++i)
-    if (slabs[i].small()) first.add(i, -1, 2 * slabs[i].numel());
   std::vector<Tensor> results = results_like(weights);
   std::vector<double> sums(blocks);
   dispatch_floating("spectral_norm_scale_backward", weights[0].scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
     const A* sigmas = data<A>(sigma);
+    const Writer<T> writer(results);
     std::vector<std::vector<A>> expanded(layers);
     for (int64_t i = 0; i < layers; ++i) {
       if (slabs[i].inner == 1) continue;
@@ -276,20 +267,27 @@ std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grad
       const T* g = data<T>(grads[layer]) + offset;
       T* out = mutable_data<T>(results[layer]) + offset;
       const A* across = data<A>(s.rows ? u[layer] : v[layer]) + first_slab * s.inner;
-      if (s.inner == 1) {
-        subtract_rank_one(g, s.count(block), s.length, by, share, across, data<A>(s.rows ? v[layer] : u[layer]), out);
-        return;
-      }
-      std::vector<A> tile(s.span());
-      subtract_patterned(g, s.count(block), s.length, by, share, across, expanded[layer].data(), s.inner, s.span(),
-                         tile.data(), out);
+      std::vector<A> tile(s.inner == 1 ? 0 : s.span());
+      const A* along = s.inner == 1 ? data<A>(s.rows ? v[layer] : u[layer]) : expanded[layer].data();
+      writer.write(out, s.count(block) * s.length, s.length, [&](int64_t i, int64_t, T* to) {
+        const A* factors = across + i / s.length * s.inner;
+        if (s.inner == 1)
+          subtract_rank_one(g + i, s.length, by, share * *factors, along, to);
+        else
+          subtract_patterned(g + i, s.length, by, share, factors, along, s.inner, s.span(), tile.data(), to);
+      });
     };
-    first.run(false, [&](int64_t layer, int64_t block) {
-      if (block >= 0) return sum(layer, block);
+    small.run(false, [&](int64_t layer, int64_t) {
       for (int64_t b = 0; b < slabs[layer].blocks(); ++b) sum(layer, b);
       for (int64_t b = 0; b < slabs[layer].blocks(); ++b) map(layer, b);
     });
-    rest.run(true, map);
+    for (int64_t i = 0; i < layers; ++i) {
+      if (slabs[i].small()) continue;
+      Tasks large;
+      large.add_blocks(i, slabs[i]);
+      large.run(false, sum);
+      large.run(true, map);
+    }
   });
   return results;
 }

@@ -10,8 +10,10 @@
 
 namespace gpkernels::cpu {
 
-// Elements of a weight that one thread does alone, from its cache; of a block of a larger one.
+// Elements of a weight that one thread does alone, from its cache; of a block of a larger one, at least.
 constexpr int64_t kAlone = 196608, kBlock = 131072;
+// Blocks of a large weight, at most: each has sums of its own, which one thread adds up.
+constexpr int64_t kBlocks = 16;
 // Slabs of a block, at most: they are added up in the accumulation dtype.
 constexpr int64_t kBlockSlabs = 512;
 
@@ -25,7 +27,8 @@ struct Slabs {
     slabs = rows ? shape.rows : shape.outer;
     inner = rows ? 1 : shape.inner;
     length = rows ? shape.inner : shape.rows * inner;
-    height = std::clamp<int64_t>(kBlock / std::max<int64_t>(1, length), 8, kBlockSlabs) / 8 * 8;
+    const int64_t wanted = std::max(kBlock / std::max<int64_t>(1, length), slabs / kBlocks);
+    height = std::clamp<int64_t>((wanted + 7) / 8 * 8, 8, kBlockSlabs);
   }
   int64_t numel() const {
     return slabs * length;
