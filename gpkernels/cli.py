@@ -1,4 +1,4 @@
-"""The command line: gpkernels train | sample | presets | doctor.
+"""The command line: gpkernels train | sample | presets | losses | doctor.
 
 What a person can put right ends in one line on stderr and exit code 2, without a traceback.
 """
@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from gpkernels._version import __version__
 from gpkernels.errors import UserError
+from gpkernels.losses import command as losses
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(run=_sample)
     presets = commands.add_parser("presets", help="list the presets of train")
     presets.set_defaults(run=_presets)
+    losses.add_command(commands)
     doctor = commands.add_parser("doctor", help="say what is built, which backend each op uses and why; check each op")
     doctor.set_defaults(run=_doctor)
     return parser
