@@ -36,8 +36,8 @@ def _list(options: argparse.Namespace) -> int:
     from gpkernels.losses.sensitive import FAMILY
     from gpkernels.losses.table import LOSSES
 
-    print("critic: max E_real f + E_fake g; generator: min E_fake h; of the score, or of its difference from the other")
-    print("side's average or from its partner in the pair")
+    print("critic: max E_real f + E_fake g; generator: min E_fake h. With a difference, they see the score less the")
+    print("other side's average, or less its partner's in the pair")
     rows = [(row.name, row.f.name, row.g.name, row.h.name, row.relation, row.doc) for row in LOSSES.values()]
     print(*_table([("loss", "f", "g", "h", "difference", "what it is (source)"), *rows]), sep="\n")
     print("\nloss-sensitive: critic: min C(a), a = margin ||x - G(z)||_1 + L(x) - L(G(z)); generator: min L(G(z))")

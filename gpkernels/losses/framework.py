@@ -3,8 +3,9 @@
     critic     max  E_real f(D(x)) + E_fake g(D(x))
     generator  min  E_fake h(D(x))
 
-(Dong and Yang 2019, "Towards a deeper understanding of adversarial losses", eq. 3 and 4). In a relativistic loss
-(Jolicoeur-Martineau 2019) a sample's score is replaced by its difference from a score of the other side.
+(Dong and Yang 2019, "Towards a deeper understanding of adversarial losses"). In a relativistic loss
+(Jolicoeur-Martineau 2019, "The relativistic discriminator: a key element missing from standard GAN") a sample's score
+is replaced by its difference from a score of the other side.
 """
 
 from __future__ import annotations

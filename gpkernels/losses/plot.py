@@ -1,4 +1,4 @@
-"""The picture of `gpkernels losses check --plot`: Psi(gamma, y) for a few gammas, and psi(gamma)."""
+"""The picture of `gpkernels losses check --plot`: Psi(gamma, y) about y* for a few gammas, and psi(gamma)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from gpkernels.errors import UserError
 from gpkernels.losses.framework import Loss
-from gpkernels.losses.validity import psi
+from gpkernels.losses.validity import examine, psi
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -27,7 +27,7 @@ def save(path: Path, rows: Sequence[tuple[str, Loss]]) -> None:
         ) from None
     figure = matplotlib.figure.Figure(figsize=(10, 2.8 * len(rows)), layout="constrained")
     for (left, right), (title, loss) in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
-        y = torch.linspace(-4, 4, 401, dtype=torch.float64)
+        y = torch.linspace(-4, 4, 401, dtype=torch.float64) + (examine(loss.f, loss.g).y_star or 0.0)
         f, g = loss.epsilon * loss.f.function(y).detach(), loss.g.function(y).detach()
         for gamma in GAMMAS:
             left.plot(y.tolist(), (gamma * f + (1 - gamma) * g).tolist(), label=f"$\\gamma$ = {gamma:g}", linewidth=1)

@@ -29,7 +29,7 @@ from gpkernels.losses.framework import as_component
 Function = Callable[[Tensor], Tensor]
 
 _STEP = 1e-3  # of gamma, about 1/2
-_FAR, _BEYOND = 1e4, 1e8  # where psi still grows from one to the other it is taken for infinite
+_FAR, _BEYOND = 1e4, 1e8  # a Psi that grows from one to the other, and is greatest there, is taken for unbounded
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def _psi(pair: _Pair, gamma: Tensor) -> Tensor:
     gamma = gamma.unsqueeze(1)
     grid = _grid()
     gain = _gain(pair, gamma, grid)
-    far = grid.abs() <= _FAR
-    near = gain[:, far].amax(1)
+    near = gain[:, grid.abs() <= _FAR].amax(1)
     best, place = gain.max(1)
-    infinite = best - near > 0.05 * pair.scale
+    at_an_end = (place == 0) | (place == len(grid) - 1)
+    infinite = at_an_end & (best - near > 0.05 * pair.scale)
     low, high = grid[(place - 1).clamp_min(0)], grid[(place + 1).clamp_max(len(grid) - 1)]
     for _ in range(4):  # each look is 20 times finer
         looks = torch.lerp(low.unsqueeze(1), high.unsqueeze(1), torch.linspace(0, 1, 41, dtype=torch.float64))
@@ -113,7 +113,8 @@ def _psi(pair: _Pair, gamma: Tensor) -> Tensor:
 def _gain(pair: _Pair, gamma: Tensor, y: Tensor) -> Tensor:
     """Psi(gamma, y), -inf where it is not a number. `gamma` (N, 1), `y` (M,) or (N, M)."""
     with torch.no_grad():
-        return torch.nan_to_num(gamma * pair.f(y) + (1 - gamma) * pair.g(y), nan=-math.inf, posinf=math.inf)
+        gain = gamma * pair.f(y) + (1 - gamma) * pair.g(y)
+    return torch.where(gain.isnan(), -math.inf, gain)
 
 
 def _grid() -> Tensor:
@@ -149,7 +150,7 @@ def _with_slope(side: str, function: Function, y: Tensor) -> tuple[Tensor, Tenso
         raise fail(side, f"a value a score, shape {tuple(y.shape)}", got)
     if not value.requires_grad:
         return value, torch.zeros_like(value)
-    (slope,) = torch.autograd.grad(value.sum(), y)
+    (slope,) = torch.autograd.grad(value, y, torch.ones_like(value))
     return value.detach(), slope
 
 
@@ -182,7 +183,7 @@ def _crossing(pair: _Pair) -> tuple[float | None, float | None, str]:
     places = places[places.abs().argsort(stable=True)]
     (f_y, df), (g_y, dg) = (_with_slope(side, fn, places) for side, fn in (("f", pair.f), ("g", pair.g)))
     size = df.abs() + dg.abs()
-    meets = (f_y - g_y).abs() <= 1e-6 * pair.scale
+    meets = (f_y - g_y).abs() <= 1e-6 * pair.scale + 1e-12 * f_y.abs()
     balanced = (df + dg).abs() <= 1e-6 * size
     sloped = df.abs() > 1e-9 * pair.scale
     kinked = [_kinks(side, fn, places, size, 1e-2 * pair.scale) for side, fn in (("f", pair.f), ("g", pair.g))]
