@@ -125,6 +125,10 @@ def _train(options: argparse.Namespace) -> int:
             f"--data: wanted {state['channels']} channels of {state['size']} pixels, as the checkpoint was trained, "
             f"got {images.channels} of {images.size}"
         )
+    if state is not None and config.condition != "none" and state["classes"] != images.classes:
+        raise UserError(
+            f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
+        )
     trainer = Trainer(config, images, out, resume=state)
     stop = _StopOnSignal()
     with stop, Reporter(trainer.total_steps, trainer.step) as report:
@@ -185,12 +189,14 @@ def _sample(options: argparse.Namespace) -> int:
         raise UserError(f"--n: wanted a whole number >= 1, got {options.n}")
     import torch
 
-    from gpkernels.training import checkpoint, pictures
+    from gpkernels.training import checkpoint, models, pictures
 
     generator, config, step = checkpoint.load_generator(options.checkpoint)
     z = torch.randn(options.n, config.nz, generator=torch.Generator().manual_seed(options.seed))
     with torch.no_grad():
-        images = torch.cat([generator(part) for part in z.split(256)])
+        y = models.labels_in_turn(generator, options.n)
+        labels = [None] * len(z) if y is None else y.split(256)
+        images = torch.cat([generator(*part) for part in zip(z.split(256), labels, strict=False)])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     pictures.save_grid(options.out, images)
     print(f"{options.n} images of {config.preset} after step {step} -> {options.out}")
