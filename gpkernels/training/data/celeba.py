@@ -13,8 +13,8 @@ from gpkernels.training.config import TrainConfig
 from gpkernels.training.data.files import centre_square, decode, what_is
 from gpkernels.training.data.image_set import ImageSet
 
-CELEBA_SIZE = (178, 218)
-CELEBA_BOXES = {
+SIZE = (178, 218)
+BOXES = {
     "178": (0, 20, 178, 198),
     "148": (15, 35, 163, 183),
     "140": (19, 39, 159, 179),
@@ -49,9 +49,9 @@ def load(config: TrainConfig, path: Path, progress: Callable[[int, int], None]) 
     def crop(image: Image.Image) -> Image.Image:
         if config.crop == "none":
             return centre_square(image)
-        if image.size != CELEBA_SIZE:
-            raise ValueError(f"wanted {CELEBA_SIZE[0]}x{CELEBA_SIZE[1]} pixels, got {image.width}x{image.height}")
-        return image.crop(CELEBA_BOXES[config.crop])
+        if image.size != SIZE:
+            raise ValueError(f"wanted {SIZE[0]}x{SIZE[1]} pixels, got {image.width}x{image.height}")
+        return image.crop(BOXES[config.crop])
 
     labels: list[int] | None = None
     class_names: tuple[str, ...] = ()

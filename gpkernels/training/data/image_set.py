@@ -27,6 +27,7 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     load_held_out: Callable[[], ImageSet | None] = lambda: None
     _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+    _last_order: tuple[tuple[int, int, int], np.ndarray] | None = field(default=None, repr=False)
 
     @property
     def channels(self) -> int:
@@ -61,7 +62,8 @@ class ImageSet:
         """
         labels = self._need_labels()
         chosen = self._chosen(config, step)
-        return torch.from_numpy(labels[chosen]), torch.from_numpy(self.known(config)[chosen])
+        known = np.ones(len(chosen), bool) if config.labels is None else self.known(config)[chosen]
+        return torch.from_numpy(labels[chosen]), torch.from_numpy(known)
 
     def known(self, config: TrainConfig) -> np.ndarray:
         """Which images keep their label, (N,), bool: all, or `config.labels` of them, as many of each class as of any.
@@ -103,7 +105,10 @@ class ImageSet:
     def _chosen(self, config: TrainConfig, step: int) -> np.ndarray:
         """Numbers of the images of a step."""
         epoch, index = divmod(step, self.steps_per_epoch(config.batch_size))
-        return self._order(config, epoch)[index * config.batch_size :][: config.batch_size].numpy()
+        key = config.seed, config.batch_size, epoch
+        if self._last_order is None or self._last_order[0] != key:
+            self._last_order = key, self._order(config, epoch).numpy()
+        return self._last_order[1][index * config.batch_size :][: config.batch_size]
 
     def _order(self, config: TrainConfig, epoch: int) -> Tensor:
         """Image numbers of an epoch: shuffled passes, as many as fill at least one batch."""
