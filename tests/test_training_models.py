@@ -220,6 +220,11 @@ def test_concatenated_maps_by_hand():
     maps[0, 4] = maps[1, 1] = 1
     wanted = unconditional(torch.cat([x, maps], 1))
     torch.testing.assert_close(critic(x, torch.tensor([4, 1])), wanted, rtol=0, atol=0)
+    critic.body.register_forward_pre_hook(lambda module, inputs: layouts.append(inputs[0].stride(1) == 1))
+    layouts = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        critic(x.contiguous(memory_format=layout), torch.tensor([4, 1]))
+    assert layouts == [False, True]
 
 
 @pytest.mark.parametrize("name", CRITICS)

@@ -104,6 +104,8 @@ class ConcatCritic(Critic):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         y = check_labels(y, len(x), self.classes)
         maps = F.one_hot(y, self.classes).to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        if x.is_contiguous(memory_format=torch.channels_last):  # else cat gives the layout up
+            maps = maps.contiguous(memory_format=torch.channels_last)
         return self.head(self.body(torch.cat([x, maps], 1))).flatten()
 
 
