@@ -1,6 +1,6 @@
 """gpkernels: exact gradient penalties for GAN training, on the critic you already have."""
 
-from gpkernels import _native
+from gpkernels import _native, losses
 from gpkernels import ops as _ops  # noqa: F401  defines the schemas that the native library implements
 from gpkernels._version import __version__
 from gpkernels.double_backward import fast_double_backward
@@ -32,6 +32,7 @@ __all__ = [
     "gradient_penalty",
     "graphed",
     "interpolate",
+    "losses",
     "perturb",
     "score_and_penalty",
     "singular_values",

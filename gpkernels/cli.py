@@ -1,4 +1,4 @@
-"""The command line: gpkernels train | sample | presets | doctor.
+"""The command line: gpkernels train | sample | presets | losses | doctor.
 
 What a person can put right ends in one line on stderr and exit code 2, without a traceback.
 """
@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from gpkernels._version import __version__
 from gpkernels.errors import UserError
+from gpkernels.losses import command as losses
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(run=_sample)
     presets = commands.add_parser("presets", help="list the presets of train")
     presets.set_defaults(run=_presets)
+    losses.add_command(commands)
     doctor = commands.add_parser("doctor", help="say what is built, which backend each op uses and why; check each op")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -125,6 +127,10 @@ def _train(options: argparse.Namespace) -> int:
             f"--data: wanted {state['channels']} channels of {state['size']} pixels, as the checkpoint was trained, "
             f"got {images.channels} of {images.size}"
         )
+    if state is not None and config.condition != "none" and state["classes"] != images.classes:
+        raise UserError(
+            f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
+        )
     trainer = Trainer(config, images, out, resume=state)
     stop = _StopOnSignal()
     with stop, Reporter(trainer.total_steps, trainer.step) as report:
@@ -185,12 +191,14 @@ def _sample(options: argparse.Namespace) -> int:
         raise UserError(f"--n: wanted a whole number >= 1, got {options.n}")
     import torch
 
-    from gpkernels.training import checkpoint, pictures
+    from gpkernels.training import checkpoint, models, pictures
 
     generator, config, step = checkpoint.load_generator(options.checkpoint)
     z = torch.randn(options.n, config.nz, generator=torch.Generator().manual_seed(options.seed))
     with torch.no_grad():
-        images = torch.cat([generator(part) for part in z.split(256)])
+        y = models.labels_in_turn(generator, options.n)
+        labels = [None] * len(z) if y is None else y.split(256)
+        images = torch.cat([generator(*part) for part in zip(z.split(256), labels, strict=False)])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     pictures.save_grid(options.out, images)
     print(f"{options.n} images of {config.preset} after step {step} -> {options.out}")

@@ -138,7 +138,10 @@ def unwritable(tmp_path):
     [
         (lambda p, t: ["train", "--data", f"folder:{p}/none"], "/none, which does not exist"),
         (lambda p, t: ["train", "--data", f"folder:{p}"], "wanted images"),
-        (lambda p, t: ["train", "--data", "imagenet"], "--data: wanted lfw-mini, folder:PATH or celeba:PATH"),
+        (
+            lambda p, t: ["train", "--data", "imagenet"],
+            "--data: wanted lfw-mini, fashion-mnist[:PATH], folder",
+        ),
         (lambda p, t: ["train", "--loss", "hinge"], "--loss: wanted one of ls-gan, gls-gan, got 'hinge'"),
         (lambda p, t: ["train", "--preset", "vae"], "--preset: wanted one of 'ls-gan-pg'"),
         (lambda p, t: ["train", "--steps", "many"], "argument --steps: invalid int value: 'many'"),

@@ -75,7 +75,7 @@ def code_blocks(language):
 
 def test_table_names_every_public_function():
     assert [name for name, _, _ in ROWS] == list(OPS)
-    helpers = {"backend", "why_not", "fast_double_backward", "graphed"}
+    helpers = {"backend", "why_not", "fast_double_backward", "graphed", "losses"}
     helpers |= {"convolution_norm", "singular_values", "spectral_norm_handle"}
     assert {name for name in gp.__all__ if name.islower() and not name.startswith("_")} - helpers <= set(OPS)
 

@@ -291,7 +291,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ({"slope": 0.5}, "--slope: wanted 0 for loss 'ls-gan'"),
         ({"slope": 2.0, "loss": "gls-gan"}, "--slope: wanted a number <= 1, got 2"),
         ({"penalty": "wgan"}, "--penalty: wanted one of none, coupled"),
-        ({"image_size": 48}, "--image-size: wanted 32 or 64, got 48"),
+        ({"image_size": 48}, "--image-size: wanted 32, 64 or 128, got 48"),
         ({"batch_size": 1}, "--batch-size: wanted at least 2, got 1"),
         ({"lr": float("nan")}, "--lr: wanted at least 0, got nan"),
         ({"beta1": 1.0}, "--beta1: wanted a number below 1, got 1"),

@@ -9,6 +9,7 @@ from PIL import Image
 from gpkernels.errors import UserError
 from gpkernels.training import data
 from gpkernels.training.config import SPLITS, TrainConfig
+from gpkernels.training.data import celeba
 
 
 def config(**settings):
@@ -58,7 +59,7 @@ def test_celeba_crops(tmp_path, crop):
     images = data.load(config(data=f"celeba:{tmp_path}", crop=crop))
     assert images.images.shape == (4, 3, 64, 64)
     with Image.open(tmp_path / "celeba/img_align_celeba/000001.jpg") as image:
-        box = data.CELEBA_BOXES.get(crop, (0, 20, 178, 198))
+        box = celeba.BOXES.get(crop, (0, 20, 178, 198))
         wanted = np.asarray(image.crop(box).resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert np.array_equal(images.images[0], wanted)
 
@@ -131,7 +132,10 @@ def damaged_celeba(tmp_path, damage):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: "mnist", "--data: wanted lfw-mini, folder:PATH or celeba:PATH, got 'mnist'"),
+        (
+            lambda p: "mnist",
+            r"wanted lfw-mini, fashion-mnist\[:PATH\], folder:PATH or celeba:PATH, got 'mnist'",
+        ),
         (lambda p: "folder:", "--data: wanted lfw-mini"),
         (lambda p: f"folder:{p}/none", "--data folder: wanted a folder, got .*/none, which does not exist"),
         (lambda p: f"folder:{trees.picture(p / 'a.png')}", "which is a file"),

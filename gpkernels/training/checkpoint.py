@@ -16,7 +16,20 @@ from gpkernels.training.config import TrainConfig
 
 FORMAT = 1
 NAME = "checkpoint.pt"
-_KEYS = {"format", "config", "channels", "size", "step", "generator", "ema", "critic", "optimizers", "penalty", "rng"}
+_KEYS = {
+    "format",
+    "config",
+    "channels",
+    "size",
+    "classes",
+    "step",
+    "generator",
+    "ema",
+    "critic",
+    "optimizers",
+    "penalty",
+    "rng",
+}
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -66,6 +79,6 @@ def load_generator(path: Path) -> tuple[models.Generator, TrainConfig, int]:
     """The averaged generator of a checkpoint in eval mode, its config, and the step it was saved at."""
     state = load(path)
     config = TrainConfig.from_dict(state["config"])
-    generator, _ = models.build(config, state["channels"], state["size"])
+    generator, _ = models.build(config, state["channels"], state["size"], state["classes"])
     load_weights(generator, state["ema"], "generator")
     return generator.eval(), config, state["step"]

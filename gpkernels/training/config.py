@@ -13,7 +13,11 @@ from gpkernels.kinds import KINDS
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
 from gpkernels.ops.grad_penalty.reference import AXES
 
-CRITICS = ("dcgan", "cost-model")
+GENERATORS = ("dcgan", "resnet", "resnet-wgan-gp")
+CRITICS = ("dcgan", "cost-model", "resnet", "resnet-wgan-gp")
+CRITIC_NORMS = ("none", "batch", "layer", "instance")
+CONDITIONS = ("none", "concat", "projection", "classes")
+IMAGE_SIZES = (32, 64, 128)
 LOSSES = ("ls-gan", "gls-gan")
 CROPS = ("178", "148", "140", "128", "108", "none")
 SPLITS = ("train", "valid", "test", "all")
@@ -28,9 +32,15 @@ class TrainConfig:
     """A run of the reference trainer. The defaults are LS-GAN-PG with the settings of its public code."""
 
     preset: str = _setting("ls-gan-pg", "name of the preset the other settings start from")
-    data: str = _setting("lfw-mini", "lfw-mini, folder:PATH or celeba:PATH")
+    data: str = _setting("lfw-mini", "lfw-mini, fashion-mnist, fashion-mnist:PATH, folder:PATH or celeba:PATH")
     image_size: int | None = _setting(
-        None, "side of the square images, 32 or 64 (default: 32 for lfw-mini, else 64)", minimum=32
+        None, "side of the square images: 32, 64 or 128 (default: 32 for lfw-mini and fashion-mnist, else 64)"
+    )
+    label_attribute: str | None = _setting(None, "celeba: the attribute that is the label, such as Smiling")
+    labels: int | None = _setting(
+        None,
+        "condition classes: train with the labels of this many images, equally many of each class (default: all)",
+        minimum=1,
     )
     crop: str = _setting("178", "celeba: side of the crop before resizing, in pixels", choices=CROPS)
     split: str = _setting("train", "celeba: the official part to train on", choices=SPLITS)
@@ -52,8 +62,22 @@ class TrainConfig:
     penalty_axes: str = _setting("pixel", "what the gradient's norm runs over", choices=AXES)
     penalty_interval: int = _setting(1, "lazy regularisation: penalise every this many steps", minimum=1)
 
+    generator: str = _setting(
+        "dcgan", "generator: dcgan, resnet (SNGAN's) or resnet-wgan-gp (32 and 64 pixels)", choices=GENERATORS
+    )
     critic: str = _setting(
-        "dcgan", "critic: dcgan, or cost-model (BN + ReLU between five convolutions)", choices=CRITICS
+        "dcgan",
+        "critic: dcgan, cost-model (BN + ReLU between five convolutions), resnet (SNGAN's) or resnet-wgan-gp",
+        choices=CRITICS,
+    )
+    critic_norm: str = _setting(
+        "none", "norm between the critic's layers; cost-model has its own", choices=CRITIC_NORMS
+    )
+    condition: str = _setting(
+        "none",
+        "how nets use the labels: concat (beside z and image), projection (with class-conditional BN in the "
+        "generator) or classes (the critic gives a loss for each class: CLS-GAN)",
+        choices=CONDITIONS,
     )
     spectral_norm: bool = _setting(
         False, "divide every weight of the critic by its spectral norm, with or without a penalty"
@@ -84,8 +108,14 @@ class TrainConfig:
                 raise UserError(f"{flag(name)}: wanted one of {', '.join(choices)}, got {value!r}")
             if minimum is not None and not value >= minimum:
                 raise UserError(f"{flag(name)}: wanted at least {minimum:g}, got {value}")
-        if self.image_size not in (None, 32, 64):
-            raise UserError(f"--image-size: wanted 32 or 64, got {self.image_size}")
+        if self.image_size not in (None, *IMAGE_SIZES):
+            raise UserError(f"--image-size: wanted 32, 64 or 128, got {self.image_size}")
+        if self.critic == "cost-model" and self.critic_norm != "none":
+            raise UserError(f"--critic-norm: wanted none for cost-model, which has BatchNorm, got {self.critic_norm}")
+        if self.labels is not None and self.condition != "classes":
+            raise UserError(f"--labels: wanted --condition classes, which can do without labels, got {self.condition}")
+        if self.label_attribute is not None and not self.data.startswith("celeba:"):
+            raise UserError(f"--label-attribute: wanted --data celeba:PATH, got {self.data}")
         if self.seed >= 2**31:
             raise UserError(f"--seed: wanted a number below 2**31, got {self.seed}")
         if self.slope > 1:

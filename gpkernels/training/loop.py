@@ -43,9 +43,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.generator, self.critic = (
             net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-            for net in models.build(config, images.channels, images.size)
+            for net in models.build(config, images.channels, images.size, images.classes)
         )
-        self.ema, _ = models.build(config, images.channels, images.size)
+        self.ema, _ = models.build(config, images.channels, images.size, images.classes)
         self.ema.to(self.device).load_state_dict(self.generator.state_dict())
         self.ema.eval().requires_grad_(False)
         self.penalty = make_penalty(config)
@@ -69,17 +69,18 @@ class Trainer:
         draws = torch.Generator().manual_seed((config.seed << 32) + self.step + 1)
         real = self._to_device(self.images.batch(config, self.step, draws))
         z = torch.randn(len(real), config.nz, generator=draws).to(self.device)
-        fake = self.generator(z)
+        y = self._labels(real, self.step)
+        fake = self.generator(z, *y)
 
-        score_real, penalty = self._score_and_penalty(real, fake, draws)
-        score_fake = self.critic(fake.detach())
+        score_real, penalty = self._score_and_penalty(real, fake, y, draws)
+        score_fake = self.critic(fake.detach(), *y)
         margin = losses.margins(real, fake, config.margin)
         terms = losses.critic_terms(score_real, score_fake, margin, slope=config.slope, gamma=config.gamma)
         critic_loss = terms.loss + penalty
         self._update("critic", critic_loss)
 
         self.critic.requires_grad_(False)
-        generator_loss = losses.generator_loss(self.critic(fake))
+        generator_loss = losses.generator_loss(self.critic(fake, *y))
         self._update("generator", generator_loss)
         self.critic.requires_grad_(True)
         self._update_average()
@@ -126,15 +127,19 @@ class Trainer:
         return self.step >= self.total_steps
 
     def sample(self, z: Tensor) -> Tensor:
-        """Images of the averaged generator, on the CPU: (B, channels, size, size) in [-1, 1]."""
+        """Images of the averaged generator, on the CPU: (B, channels, size, size) in [-1, 1].
+
+        With a condition they go through the classes in turn.
+        """
         with torch.no_grad():
-            return self.ema(z.to(self.device)).cpu()
+            return self.ema(z.to(self.device), models.labels_in_turn(self.ema, len(z), self.device)).cpu()
 
     def save(self) -> None:
         state = {
             "config": self.config.to_dict(),
             "channels": self.images.channels,
             "size": self.images.size,
+            "classes": self.images.classes,
             "step": self.step,
             "generator": self.generator.state_dict(),
             "ema": self.ema.state_dict(),
@@ -145,14 +150,28 @@ class Trainer:
         }
         checkpoint.save(self.out / checkpoint.NAME, state)
 
-    def _score_and_penalty(self, real: Tensor, fake: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _labels(self, real: Tensor, step: int) -> tuple[Tensor, ...]:
+        """The labels of a step's images, (y,), or () without a condition.
+
+        Where training may not know one, it is the critic's own: argmin_y L(x, y) [memory].
+        """
+        if self.config.condition == "none":
+            return ()
+        y, known = (t.to(self.device) for t in self.images.batch_labels(self.config, step))
+        if isinstance(self.critic, models.ClassifierCritic) and self.config.labels is not None:
+            y = torch.where(known, y, self.critic.predict(real))
+        return (y,)
+
+    def _score_and_penalty(
+        self, real: Tensor, fake: Tensor, y: tuple[Tensor, ...], draws: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """The critic on real images, and the penalty: from one forward where the penalty lies at real images."""
         if self.penalty is None:
-            return self.critic(real), torch.zeros((), device=self.device)
+            return self.critic(real, *y), torch.zeros((), device=self.device)
         kind = KINDS[self.penalty.kind]
         if kind.at_samples and kind.inputs == ("real",):
-            return self.penalty.score_and_penalty(self.critic, real)
-        return self.critic(real), self.penalty(self.critic, real, fake, generator=draws)
+            return self.penalty.score_and_penalty(self.critic, real, critic_args=y)
+        return self.critic(real, *y), self.penalty(self.critic, real, fake, generator=draws, critic_args=y)
 
     def _update(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
@@ -183,10 +202,11 @@ class Trainer:
         """The mean l2 norm of the critic's gradient at the images of the last step; changes nothing."""
         draws = torch.Generator().manual_seed((self.config.seed << 32) + self.step)
         real = self._to_device(self.images.batch(self.config, self.step - 1, draws))
+        y = self._labels(real, self.step - 1)
         training = self.critic.training
         self.critic.eval()
         with torch.no_grad():
-            value = gp.gradient_penalty(self.critic, real, kind="r1", form="linear", weight=1.0)
+            value = gp.gradient_penalty(self.critic, real, kind="r1", form="linear", weight=1.0, critic_args=y)
         self.critic.train(training)
         return value.item()
 
