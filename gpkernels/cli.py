@@ -194,7 +194,7 @@ def _sample(options: argparse.Namespace) -> int:
     from gpkernels.training import checkpoint, models, pictures
 
     generator, config, step = checkpoint.load_generator(options.checkpoint)
-    z = torch.randn(options.n, config.nz, generator=torch.Generator().manual_seed(options.seed))
+    z = models.draw_z(config, options.n, torch.Generator().manual_seed(options.seed))
     with torch.no_grad():
         y = models.labels_in_turn(generator, options.n)
         labels = [None] * len(z) if y is None else y.split(256)
@@ -206,12 +206,23 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _presets(options: argparse.Namespace) -> int:
+    """Each preset with its loss, its penalty, what else it sets, and where that comes from."""
     _need_train_extra()
-    from gpkernels.training import PRESETS
+    from gpkernels.training import PRESETS, from_preset
+    from gpkernels.training.config import flag
 
     for name, preset in PRESETS.items():
-        changed = ", ".join(f"{key} {value}" for key, value in preset.settings.items())
-        print(f"{name:22} {preset.doc}" + (f" [{changed}]" if changed else ""))
+        config = from_preset(name, {})
+        penalty = "no penalty"
+        if config.penalty != "none":
+            form = f", {config.penalty_form}" if config.penalty_form else ""
+            penalty = f"{config.penalty_weight:g} x {config.penalty}{form} (per {config.penalty_axes})"
+        if config.spectral_norm:
+            penalty += ", spectral norm"
+        shown = {"loss", "penalty", "penalty_weight", "penalty_form", "penalty_axes", "spectral_norm"}
+        rest = " ".join(f"{flag(key)} {value}" for key, value in preset.settings.items() if key not in shown)
+        print(f"{name}\n  {preset.doc}\n  loss {config.loss}; {penalty}" + (f"; {rest}" if rest else ""))
+        print(f"  {preset.source}")
     return 0
 
 

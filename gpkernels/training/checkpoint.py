@@ -27,7 +27,7 @@ _KEYS = {
     "ema",
     "critic",
     "optimizers",
-    "penalty",
+    "penalties",
     "rng",
 }
 

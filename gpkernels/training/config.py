@@ -10,15 +10,20 @@ from typing import Any
 
 from gpkernels.errors import UserError
 from gpkernels.kinds import KINDS
+from gpkernels.losses.sensitive import FAMILY
+from gpkernels.losses.table import LOSSES as FRAMEWORK
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
-from gpkernels.ops.grad_penalty.reference import AXES
+from gpkernels.ops.grad_penalty.reference import AXES, NORMS
 
 GENERATORS = ("dcgan", "resnet", "resnet-wgan-gp")
 CRITICS = ("dcgan", "cost-model", "resnet", "resnet-wgan-gp")
 CRITIC_NORMS = ("none", "batch", "layer", "instance")
 CONDITIONS = ("none", "concat", "projection", "classes")
 IMAGE_SIZES = (32, 64, 128)
-LOSSES = ("ls-gan", "gls-gan")
+LOSSES = (*FAMILY, *FRAMEWORK)
+PENALTY_KINDS = ("none", *KINDS, "r1+r2")
+LATENTS = ("normal", "uniform")
+OPTIMIZERS = ("adam", "rmsprop")
 CROPS = ("178", "148", "140", "128", "108", "none")
 SPLITS = ("train", "valid", "test", "all")
 
@@ -50,16 +55,25 @@ class TrainConfig:
         None, "shift images at random by up to this many pixels (default: 1 for lfw-mini, else 0)", minimum=0
     )
 
-    loss: str = _setting("ls-gan", "the loss-sensitive family's cost: ls-gan (hinge) or gls-gan", choices=LOSSES)
+    loss: str = _setting("ls-gan", "the adversarial loss (gpkernels losses lists them)", choices=LOSSES)
+    epsilon: float = _setting(1.0, "weight of the critic's real term f: imbalanced losses; 1 for ls-gan and its like")
     slope: float = _setting(0.0, "gls-gan: nu of the cost max(a, nu a); 0 is LS-GAN, 1 is WGAN, -1 is |a|")
-    margin: float = _setting(2e-4, "lambda of the margin lambda * ||x - G(z)||_1", minimum=0)
-    gamma: float = _setting(0.0, "weight of the real samples' own loss E L(x)", minimum=0)
-    penalty: str = _setting("ls_gan_pg", "kind of gradient penalty", choices=("none", *KINDS))
+    margin: float = _setting(2e-4, "ls-gan and its like: lambda of the margin lambda * ||x - G(z)||_1", minimum=0)
+    gamma: float = _setting(0.0, "ls-gan and its like: weight of the real samples' own loss E L(x)", minimum=0)
+    unlabelled_weight: float = _setting(
+        1.0, "cls-gan with --labels: weight of a pair whose label is the critic's own guess", minimum=0
+    )
+    penalty: str = _setting("ls_gan_pg", "kind of gradient penalty", choices=PENALTY_KINDS)
     penalty_weight: float = _setting(10.0, "weight of the gradient penalty", minimum=0)
     penalty_form: str | None = _setting(
         None, "R(n) of the penalty (default: the kind's usual one)", choices=tuple(PENALTIES)
     )
+    penalty_target: float = _setting(1.0, "k of the forms that compare the norm with one", minimum=0)
+    penalty_norm: str = _setting("l2", "norm of the gradient", choices=NORMS)
     penalty_axes: str = _setting("pixel", "what the gradient's norm runs over", choices=AXES)
+    penalty_scale: float | None = _setting(
+        None, "local: size of the noise, in standard deviations of the images (default: 0.5)", minimum=0
+    )
     penalty_interval: int = _setting(1, "lazy regularisation: penalise every this many steps", minimum=1)
 
     generator: str = _setting(
@@ -82,7 +96,14 @@ class TrainConfig:
     spectral_norm: bool = _setting(
         False, "divide every weight of the critic by its spectral norm, with or without a penalty"
     )
+    clip: float | None = _setting(
+        None, "clip the critic's weights to [-c, c] after each of its updates (the first WGAN; default: no)", minimum=0
+    )
     nz: int = _setting(100, "size of the latent vector z", minimum=1)
+    z: str = _setting("normal", "distribution of z: N(0, 1) or U(-1, 1)", choices=LATENTS)
+    fresh_z: bool = _setting(
+        False, "draw new z for the generator's update (default: that of the critic's last one, one forward less)"
+    )
     ngf: int = _setting(64, "width of the generator", minimum=1)
     ndf: int = _setting(64, "width of the critic", minimum=1)
     ema: float = _setting(0.999, "decay of the generator's moving average, from which samples are drawn", minimum=0)
@@ -90,7 +111,12 @@ class TrainConfig:
     batch_size: int = _setting(64, "images a step", minimum=2)
     epochs: int = _setting(25, "passes over the data (an epoch of lfw-mini is 32 passes)", minimum=1)
     steps: int | None = _setting(None, "stop after this many steps instead of --epochs", minimum=1)
-    lr: float = _setting(2e-4, "Adam's learning rate, generator and critic", minimum=0)
+    critic_steps: int = _setting(
+        1, "updates of the critic for one of the generator, each on images of its own", minimum=1
+    )
+    optimizer: str = _setting("adam", "optimizer of both nets", choices=OPTIMIZERS)
+    lr: float = _setting(2e-4, "learning rate", minimum=0)
+    critic_lr: float | None = _setting(None, "learning rate of the critic (default: as --lr)", minimum=0)
     beta1: float = _setting(0.5, "Adam's beta1", minimum=0)
     beta2: float = _setting(0.999, "Adam's beta2", minimum=0)
     seed: int = _setting(0, "seed of everything random; a seeded run repeats bit for bit on the CPU", minimum=0)
@@ -118,13 +144,31 @@ class TrainConfig:
             raise UserError(f"--label-attribute: wanted --data celeba:PATH, got {self.data}")
         if self.seed >= 2**31:
             raise UserError(f"--seed: wanted a number below 2**31, got {self.seed}")
+        self._check_loss()
+        if self.penalty_interval > 1 and self.optimizer != "adam":
+            raise UserError(f"--penalty-interval: wanted 1 for optimizer {self.optimizer}, got {self.penalty_interval}")
+        if self.penalty_scale is not None and self.penalty != "local":
+            raise UserError(f"--penalty-scale: wanted --penalty local, which draws noise, got {self.penalty}")
+        for name in ("beta1", "beta2", "ema"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"{flag(name)}: wanted a number below 1, got {getattr(self, name):g}")
+
+    def _check_loss(self) -> None:
+        sensitive = self.loss in FAMILY
         if self.slope > 1:
             raise UserError(f"--slope: wanted a number <= 1, got {self.slope:g}")
         if self.slope != 0 and self.loss != "gls-gan":
             raise UserError(f"--slope: wanted 0 for loss {self.loss!r} (only gls-gan has a slope), got {self.slope:g}")
-        for name in ("beta1", "beta2", "ema"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"{flag(name)}: wanted a number below 1, got {getattr(self, name):g}")
+        if not self.epsilon > 0:
+            raise UserError(f"--epsilon: wanted a number > 0, got {self.epsilon:g}")
+        if self.epsilon != 1 and (sensitive or FRAMEWORK[self.loss].needs_real):
+            raise UserError(f"--epsilon: wanted 1 for loss {self.loss!r}, got {self.epsilon:g}")
+        if self.gamma != 0 and not sensitive:
+            raise UserError(f"--gamma: wanted 0 for loss {self.loss!r} (only ls-gan and its like), got {self.gamma:g}")
+        if (self.loss == "cls-gan") != (self.condition == "classes"):
+            raise UserError(
+                f"--condition: wanted classes for loss cls-gan and for no other, got {self.condition} for {self.loss}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 import gpkernels as gp
 from gpkernels.errors import UserError
-from gpkernels.kinds import KINDS
-from gpkernels.training import checkpoint, losses, models, pictures
+from gpkernels.losses import presume_labels
+from gpkernels.training import checkpoint, models, pictures
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
+from gpkernels.training.objective import Batch, Penalties, make_objective
+from gpkernels.training.optimizers import clip_weights, make_optimizer
 
 SAMPLES = 64
 
@@ -48,52 +50,78 @@ class Trainer:
         self.ema, _ = models.build(config, images.channels, images.size, images.classes)
         self.ema.to(self.device).load_state_dict(self.generator.state_dict())
         self.ema.eval().requires_grad_(False)
-        self.penalty = make_penalty(config)
-        self.optimizers = {name: self._adam(name) for name in ("generator", "critic")}
-        self.fixed_z = torch.randn(SAMPLES, config.nz, generator=torch.Generator().manual_seed(config.seed))
+        self.objective, self.penalties = make_objective(config), Penalties(config)
+        self.optimizers = {
+            name: make_optimizer(config, name, getattr(self, name).parameters(), self.penalties)
+            for name in ("generator", "critic")
+        }
+        self.fixed_z = models.draw_z(config, SAMPLES, torch.Generator().manual_seed(config.seed))
         self.step = 0
         if resume is not None:
             self._restore(resume)
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.images.steps_per_epoch(self.config.batch_size)
+        return max(1, self.images.steps_per_epoch(self.config.batch_size) // self.config.critic_steps)
 
     @property
     def total_steps(self) -> int:
         return self.config.steps or self.config.epochs * self.steps_per_epoch
 
     def train_step(self) -> dict[str, Tensor]:
-        """One update of the critic and one of the generator. Returns the step's terms, detached scalars."""
+        """The updates of the critic and one of the generator. Returns the last terms, detached scalars."""
         config = self.config
-        draws = torch.Generator().manual_seed((config.seed << 32) + self.step + 1)
-        real = self._to_device(self.images.batch(config, self.step, draws))
-        z = torch.randn(len(real), config.nz, generator=draws).to(self.device)
-        y = self._labels(real, self.step)
-        fake = self.generator(z, *y)
-
-        score_real, penalty = self._score_and_penalty(real, fake, y, draws)
-        score_fake = self.critic(fake.detach(), *y)
-        margin = losses.margins(real, fake, config.margin)
-        terms = losses.critic_terms(score_real, score_fake, margin, slope=config.slope, gamma=config.gamma)
-        critic_loss = terms.loss + penalty
-        self._update("critic", critic_loss)
-
-        self.critic.requires_grad_(False)
-        generator_loss = losses.generator_loss(self.critic(fake, *y))
-        self._update("generator", generator_loss)
-        self.critic.requires_grad_(True)
+        draws = self._draws(self.step)
+        for index in range(config.critic_steps):
+            batch = self._batch(self.step * config.critic_steps + index, draws)
+            # the critic sees images without a graph; the generator's own update may go through those of its last one
+            with torch.set_grad_enabled(index == config.critic_steps - 1 and not config.fresh_z):
+                fake = self._generate(batch, draws)
+            terms = self._update_critic(batch, fake, draws)
+        if config.fresh_z:
+            fake = self._generate(batch, draws)
+        generator_loss = self._update_generator(batch, fake)
         self._update_average()
         self.step += 1
-        return {
-            "critic_loss": critic_loss.detach(),
-            "generator_loss": generator_loss.detach(),
-            "loss_real": terms.real,
-            "loss_fake": terms.fake,
-            "gap": terms.fake - terms.real,
-            "margin": terms.margin,
-            "penalty": penalty.detach(),
-        }
+        return {**terms, "generator_loss": generator_loss}
+
+    def _update_critic(self, batch: Batch, fake: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
+        fake = fake.detach()
+        score_real, score_fake, penalty = self.penalties(self.critic, batch, fake, draws)
+        found = self.objective.critic(score_real, score_fake, batch, fake)
+        loss = found.loss + penalty
+        self._update("critic", loss)
+        if self.config.clip is not None:
+            clip_weights(self.critic.parameters(), self.config.clip)
+        return {"critic_loss": loss.detach(), **found.terms, "penalty": penalty.detach()}
+
+    def _update_generator(self, batch: Batch, fake: Tensor) -> Tensor:
+        self.critic.requires_grad_(False)
+        score_real = self.critic(batch.real, *batch.y) if self.objective.needs_real else None
+        loss = self.objective.generator(self.critic(fake, *batch.y), score_real)
+        self._update("generator", loss)
+        self.critic.requires_grad_(True)
+        return loss.detach()
+
+    def _generate(self, batch: Batch, draws: torch.Generator) -> Tensor:
+        z = models.draw_z(self.config, len(batch.real), draws).to(self.device)
+        return self.generator(z, *batch.y)
+
+    def _draws(self, step: int) -> torch.Generator:
+        """The random numbers of a step, which depend on nothing but its number."""
+        return torch.Generator().manual_seed((self.config.seed << 32) + step + 1)
+
+    def _batch(self, number: int, draws: torch.Generator) -> Batch:
+        """The images of a critic's update, and their labels: where training may not know one, the critic's guess."""
+        config = self.config
+        real = self._to_device(self.images.batch(config, number, draws))
+        if config.condition == "none":
+            return Batch(real)
+        y, known = (t.to(self.device) for t in self.images.batch_labels(config, number))
+        if config.labels is None:
+            return Batch(real, (y,))
+        y, weights = presume_labels(self.critic.guess(real), y, known, weight=config.unlabelled_weight)
+        return Batch(real, (y,), weights)
 
     def run(
         self,
@@ -120,6 +148,10 @@ class Trainer:
                     report({**record, "images_per_second": rate})
                 if self.step % self.steps_per_epoch == 0 or last:
                     epoch = math.ceil(self.step / self.steps_per_epoch)
+                    if (error := self._classification_error()) is not None:
+                        record = {"step": self.step, "epoch": epoch, "classification_error": error}
+                        log.write(json.dumps(record) + "\n")
+                        log.flush()
                     pictures.save_grid(self.out / "samples" / f"epoch_{epoch:04d}.png", self.sample(self.fixed_z))
                     self.save()
         self.save()
@@ -145,33 +177,10 @@ class Trainer:
             "ema": self.ema.state_dict(),
             "critic": self.critic.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "penalty": self.penalty.state_dict() if self.penalty else {},
+            "penalties": self.penalties.state_dict(),
             "rng": torch.get_rng_state(),
         }
         checkpoint.save(self.out / checkpoint.NAME, state)
-
-    def _labels(self, real: Tensor, step: int) -> tuple[Tensor, ...]:
-        """The labels of a step's images, (y,), or () without a condition.
-
-        Where training may not know one, it is the critic's own: argmin_y L(x, y) [memory].
-        """
-        if self.config.condition == "none":
-            return ()
-        y, known = (t.to(self.device) for t in self.images.batch_labels(self.config, step))
-        if isinstance(self.critic, models.ClassifierCritic) and self.config.labels is not None:
-            y = torch.where(known, y, self.critic.predict(real))
-        return (y,)
-
-    def _score_and_penalty(
-        self, real: Tensor, fake: Tensor, y: tuple[Tensor, ...], draws: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """The critic on real images, and the penalty: from one forward where the penalty lies at real images."""
-        if self.penalty is None:
-            return self.critic(real, *y), torch.zeros((), device=self.device)
-        kind = KINDS[self.penalty.kind]
-        if kind.at_samples and kind.inputs == ("real",):
-            return self.penalty.score_and_penalty(self.critic, real, critic_args=y)
-        return self.critic(real, *y), self.penalty(self.critic, real, fake, generator=draws, critic_args=y)
 
     def _update(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
@@ -199,34 +208,43 @@ class Trainer:
         return record
 
     def _mean_grad_norm(self) -> float:
-        """The mean l2 norm of the critic's gradient at the images of the last step; changes nothing."""
-        draws = torch.Generator().manual_seed((self.config.seed << 32) + self.step)
-        real = self._to_device(self.images.batch(self.config, self.step - 1, draws))
-        y = self._labels(real, self.step - 1)
+        """The mean l2 norm of the critic's gradient at images of the last step; changes nothing."""
+        number = (self.step - 1) * self.config.critic_steps
+        batch = self._batch(number, self._draws(self.step - 1))
         training = self.critic.training
         self.critic.eval()
         with torch.no_grad():
-            value = gp.gradient_penalty(self.critic, real, kind="r1", form="linear", weight=1.0, critic_args=y)
+            value = gp.gradient_penalty(
+                self.critic, batch.real, kind="r1", form="linear", weight=1.0, critic_args=batch.y
+            )
         self.critic.train(training)
         return value.item()
 
+    def _classification_error(self) -> float | None:
+        """The share of held-out images that the critic of condition "classes" puts into a wrong class; None where
+        there is no such critic or nothing is held out."""
+        if not isinstance(self.critic, models.ClassifierCritic):
+            return None
+        held_out = self.images.held_out()
+        if held_out is None or held_out.labels is None:
+            return None
+        wrong = 0
+        for begin in range(0, len(held_out.images), 500):
+            chosen = slice(begin, begin + 500)
+            images = torch.from_numpy(held_out.images[chosen]).float() / 127.5 - 1
+            guessed = self.critic.guess(self._to_device(images)).argmax(1)
+            wrong += int((guessed.cpu() != torch.from_numpy(held_out.labels[chosen])).sum())
+        return wrong / len(held_out.images)
+
     def _to_device(self, images: Tensor) -> Tensor:
         return images.to(self.device, memory_format=self.memory_format)
-
-    def _adam(self, name: str) -> torch.optim.Adam:
-        config = self.config
-        settings: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2)}
-        if name == "critic" and self.penalty is not None:
-            settings = self.penalty.lazy_adam(**settings)
-        return torch.optim.Adam(getattr(self, name).parameters(), fused=True, **settings)
 
     def _restore(self, state: dict[str, Any]) -> None:
         for name in ("generator", "ema", "critic"):
             checkpoint.load_weights(getattr(self, name), state[name], name)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        if self.penalty is not None:
-            self.penalty.load_state_dict(state["penalty"])
+        self.penalties.load_state_dict(state["penalties"])
         torch.set_rng_state(state["rng"])
         self.step = state["step"]
 
@@ -236,18 +254,6 @@ class Trainer:
         kept = [record for record in pictures.read_log(path) if record["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         checkpoint.write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def make_penalty(config: TrainConfig) -> gp.GradientPenalty | None:
-    if config.penalty == "none":
-        return None
-    return gp.GradientPenalty(
-        config.penalty,
-        weight=config.penalty_weight,
-        form=config.penalty_form,
-        axes=config.penalty_axes,
-        interval=config.penalty_interval,
-    )
 
 
 def pick_device(name: str) -> torch.device:

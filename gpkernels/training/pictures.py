@@ -34,20 +34,22 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def save_curves(path: Path, records: list[dict[str, Any]]) -> None:
-    """Losses, the critic's outputs, penalty and gradient norm, and margin over the steps of a log, as a PNG."""
+    """What a log holds of losses, scores, penalty and gradient norm, gap, margin and classification error, over the
+    steps, as a PNG."""
     import matplotlib.figure
 
     panels = (
         ("losses", ("critic_loss", "generator_loss")),
-        ("critic's output L (low = real)", ("loss_real", "loss_fake")),
+        ("the critic's output", ("score_real", "score_fake")),
         ("penalty and gradient norm", ("penalty", "grad_norm")),
-        ("margin and mean gap L(G(z)) - L(x)", ("margin", "gap")),
+        ("how far the critic tells real from fake", ("gap", "margin", "classification_error")),
     )
     figure = matplotlib.figure.Figure(figsize=(11, 7), layout="constrained")
-    steps = [record["step"] for record in records]
     for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for name in names:
-            axes.plot(steps, [record[name] for record in records], label=name, linewidth=1)
+            points = [(record["step"], record[name]) for record in records if name in record]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

@@ -15,7 +15,7 @@ _LINE_SECONDS = 10.0
 
 def summary(record: Mapping[str, Any]) -> str:
     return (
-        f"D {record['critic_loss']:+.4f}  G {record['generator_loss']:+.4f}  margin {record['margin']:.4f}  "
+        f"D {record['critic_loss']:+.4f}  G {record['generator_loss']:+.4f}  gap {record['gap']:+.4f}  "
         f"|grad| {record['grad_norm']:.4f}  {record['images_per_second']:.0f} img/s"
     )
 

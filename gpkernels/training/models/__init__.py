@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gpkernels.errors import UserError
 from gpkernels.spectral import spectral_norm_all
@@ -27,7 +28,7 @@ from gpkernels.training.models.conditional import (
     labels_in_turn,
 )
 
-__all__ = ["ClassifierCritic", "Critic", "Generator", "build", "labels_in_turn"]
+__all__ = ["ClassifierCritic", "Critic", "Generator", "build", "draw_z", "labels_in_turn"]
 
 SIZES = (32, 64, 128)
 GENERATOR_LAYERS: Mapping[str, Callable[..., Layers]] = {
@@ -78,3 +79,10 @@ def build(config: TrainConfig, channels: int, size: int, classes: int = 0) -> tu
     if config.spectral_norm:
         spectral_norm_all(critic)
     return generator, critic
+
+
+def draw_z(config: TrainConfig, count: int, generator: torch.Generator) -> Tensor:
+    """Latent vectors (count, nz), on the CPU: N(0, 1) or U(-1, 1)."""
+    if config.z == "normal":
+        return torch.randn(count, config.nz, generator=generator)
+    return torch.rand(count, config.nz, generator=generator) * 2 - 1

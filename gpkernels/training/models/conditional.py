@@ -134,13 +134,13 @@ class ClassifierCritic(Critic):
         """a(x), of shape (B, classes)."""
         return self.head(self.body(x)).flatten(1)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """argmin_y L(x, y), of shape (B,), int64: in eval mode and without gradient; changes nothing."""
+    def guess(self, x: Tensor) -> Tensor:
+        """a(x) in eval mode and without gradient; changes nothing. Its argmax is argmin_y L(x, y)."""
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                return self.logits(x).argmax(1)
+                return self.logits(x)
         finally:
             self.train(training)
 
