@@ -269,8 +269,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ({"epsilon": 2.0}, "--epsilon: wanted 1 for loss 'ls-gan', got 2"),
         ({"epsilon": 2.0, "loss": "relativistic-average"}, "--epsilon: wanted 1 for loss 'relativistic-average'"),
         ({"gamma": 1.0, "loss": "hinge"}, "--gamma: wanted 0 for loss 'hinge'"),
-        ({"loss": "cls-gan"}, "--condition: wanted classes for loss cls-gan and for no other, got none for cls-gan"),
-        ({"condition": "classes"}, "wanted classes for loss cls-gan and for no other, got classes for ls-gan"),
+        ({"loss": "cls-gan"}, "--condition: wanted classes for loss 'cls-gan', got none"),
+        (
+            {"condition": "classes", "loss": "hinge"},
+            "--loss: wanted ls-gan, gls-gan, cls-gan for condition classes, got",
+        ),
         ({"penalty_interval": 4, "optimizer": "rmsprop"}, "--penalty-interval: wanted 1 for optimizer rmsprop, got 4"),
         ({"penalty_scale": 0.1}, "--penalty-scale: wanted --penalty local, which draws noise, got ls_gan_pg"),
         ({"slope": 0.5}, "--slope: wanted 0 for loss 'ls-gan'"),

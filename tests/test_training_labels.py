@@ -1,8 +1,6 @@
-"""Labels: read with their images, kept with them, known in part; idx files; runs with a condition."""
+"""Labels: read with their images, kept with them, known in part; runs with a condition."""
 
-import gzip
 import json
-import sys
 
 import critics
 import numpy as np
@@ -28,116 +26,6 @@ def one_thread():
 
 def config(**settings):
     return TrainConfig(**{"batch_size": 4, "image_size": 32, **settings})
-
-
-def idx(array, magic=None):
-    header = b"\0\0\x08" + bytes([array.ndim]) if magic is None else magic
-    return header + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
-
-
-def clothes(count, seed=0):
-    """Images whose every pixel is 20 times the label plus 5; labels 0, 1, ..., 9, 0, ... shuffled."""
-    labels = np.random.default_rng(seed).permutation(np.arange(count) % 10).astype(np.uint8)
-    return np.repeat(labels * 20 + 5, 28 * 28).reshape(count, 28, 28).astype(np.uint8), labels
-
-
-def fashion(root, train=60, test=20, suffix=".gz"):
-    root.mkdir(parents=True, exist_ok=True)
-    pack = gzip.compress if suffix == ".gz" else bytes
-    for part, count in (("train", train), ("t10k", test)):
-        images, labels = clothes(count, seed=count)
-        (root / f"{part}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(images)))
-        (root / f"{part}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(labels)))
-    return root
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_fashion_mnist_is_padded_and_labelled(tmp_path, suffix):
-    found = data.load(config(data=f"fashion-mnist:{fashion(tmp_path, suffix=suffix)}"))
-    images, labels = clothes(60, seed=60)
-    assert found.images.shape == (60, 1, 32, 32)
-    assert np.array_equal(found.images[:, 0, 2:30, 2:30], images)
-    assert found.images.sum() == images.sum(dtype=int)  # the frame is black
-    assert found.labels.tolist() == labels.tolist()
-    assert found.labels.dtype == np.int64
-    assert found.classes == 10
-    assert found.class_names[9] == "Ankle boot"
-    held_out = found.held_out()
-    assert held_out.labels.tolist() == clothes(20, seed=20)[1].tolist()
-    assert held_out.held_out() is None
-    larger = data.load(config(data=f"fashion-mnist:{tmp_path}", image_size=64, max_images=7))
-    assert larger.images.shape == (7, 1, 64, 64)
-    assert larger.labels.tolist() == labels[:7].tolist()
-    assert len(larger.held_out().images) == 20
-
-
-def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    fashion(tmp_path / "share/datasets/fashion-mnist", 10, 10)
-    assert len(data.load(config(data="fashion-mnist")).images) == 10
-
-
-def test_fashion_mnist_without_a_test_part(tmp_path):
-    fashion(tmp_path)
-    (tmp_path / "t10k-images-idx3-ubyte.gz").unlink()
-    assert data.load(config(data=f"fashion-mnist:{tmp_path}")).held_out() is None
-
-
-def damaged(root, how):
-    images, labels = clothes(60, seed=60)
-    files = {name: fashion(root) / f"train-{name}.gz" for name in ("images-idx3-ubyte", "labels-idx1-ubyte")}
-    content = {
-        "magic": ("images-idx3-ubyte", idx(images, b"\0\0\x0d\x03")),
-        "labels as images": ("images-idx3-ubyte", idx(labels)),
-        "empty": ("images-idx3-ubyte", b""),
-        "short": ("images-idx3-ubyte", idx(images)[:-1]),
-        "long": ("images-idx3-ubyte", idx(images) + b"\0"),
-        "header alone": ("images-idx3-ubyte", idx(images)[:10]),
-        "huge": ("images-idx3-ubyte", idx(images)[:4] + b"\xff" * 12),
-        "side": ("images-idx3-ubyte", idx(images[:, :27])),
-        "count": ("labels-idx1-ubyte", idx(labels[:59])),
-        "label": ("labels-idx1-ubyte", idx(labels + 1)),
-        "nothing": ("images-idx3-ubyte", idx(images[:0])),
-    }
-    if how in content:
-        name, value = content[how]
-        files[name].write_bytes(gzip.compress(value))
-    if how == "nothing":
-        files["labels-idx1-ubyte"].write_bytes(gzip.compress(idx(labels[:0])))
-    if how == "truncated":
-        files["images-idx3-ubyte"].write_bytes(files["images-idx3-ubyte"].read_bytes()[:-20])
-    if how == "not gzip":
-        files["images-idx3-ubyte"].write_bytes(idx(images))
-    if how == "no labels":
-        files["labels-idx1-ubyte"].unlink()
-    if how == "no images":
-        files["images-idx3-ubyte"].unlink()
-    return f"fashion-mnist:{root}"
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("magic", "train-images-idx3-ubyte.gz to begin with 00000803, got '00000d03'"),
-        ("labels as images", "to begin with 00000803, got '00000801'"),
-        ("empty", "to begin with 00000803, got ''"),
-        ("short", r"wanted 47056 bytes for \(60, 28, 28\) in .*train-images-idx3-ubyte.gz, got 47055"),
-        ("long", r"wanted 47056 bytes for \(60, 28, 28\) in .*train-images-idx3-ubyte.gz, got 47057"),
-        ("header alone", "in .*train-images-idx3-ubyte.gz, got 10"),
-        ("huge", r"bytes for \(4294967295, 4294967295, 4294967295\)"),
-        ("side", r"wanted images of 28x28 in .*, got \(27, 28\)"),
-        ("count", "wanted a label an image, got 60 and 59 in .*train-labels-idx1-ubyte.gz"),
-        ("label", "wanted labels below 10 in .*train-labels-idx1-ubyte.gz, got 10"),
-        ("nothing", "wanted images, got none in"),
-        ("truncated", "train-images-idx3-ubyte.gz is damaged"),
-        ("not gzip", "train-images-idx3-ubyte.gz is damaged"),
-        ("no labels", "wanted .*train-labels-idx1-ubyte, or that with .gz, which is missing"),
-        ("no images", "wanted train-images-idx3-ubyte, or that with .gz, in .*dataset-fashion-mnist"),
-    ],
-)
-def test_damaged_idx_files_are_named(tmp_path, how, message):
-    with pytest.raises(UserError, match=message):
-        data.load(config(data=damaged(tmp_path, how)))
 
 
 def painted(root, count=12):
@@ -235,7 +123,7 @@ def test_bad_attributes_are_named(tmp_path, how, attribute, message):
 
 @pytest.fixture(scope="module")
 def garments(tmp_path_factory):
-    return data.load(config(data=f"fashion-mnist:{fashion(tmp_path_factory.mktemp('fashion'))}"))
+    return data.load(config(data=f"fashion-mnist:{trees.fashion(tmp_path_factory.mktemp('fashion'))}"))
 
 
 def test_labels_follow_images_through_shuffling_flips_and_shifts(garments):
@@ -288,7 +176,7 @@ def test_known_labels_of_batches_are_the_images_own(garments):
 )
 def test_labels_that_do_not_suffice_are_named(tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        data.load(config(**{"data": f"fashion-mnist:{fashion(tmp_path)}", "condition": "classes", **settings}))
+        data.load(config(**{"data": f"fashion-mnist:{trees.fashion(tmp_path)}", "condition": "classes", **settings}))
 
 
 SMALL = {"ngf": 2, "ndf": 2, "batch_size": 4, "nz": 8, "log_every": 1}
@@ -365,7 +253,15 @@ def test_samples_go_through_the_classes(garments, tmp_path):
 def test_the_command_line_trains_with_labels(tmp_path, capsys):
     out = tmp_path / "run"
     small = [text for name, value in SMALL.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    command = ["train", "--data", f"fashion-mnist:{fashion(tmp_path / 'clothes')}", "--out", str(out), "--steps", "2"]
+    command = [
+        "train",
+        "--data",
+        f"fashion-mnist:{trees.fashion(tmp_path / 'clothes')}",
+        "--out",
+        str(out),
+        "--steps",
+        "2",
+    ]
     assert cli.main([*command, "--condition", "classes", "--labels", "20", *small]) == 0
     assert json.loads((out / "config.json").read_text())["labels"] == 20
     assert cli.main(["sample", str(out), "--n", "300", "--out", str(tmp_path / "grid.png")]) == 0

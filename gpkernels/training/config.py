@@ -165,10 +165,10 @@ class TrainConfig:
             raise UserError(f"--epsilon: wanted 1 for loss {self.loss!r}, got {self.epsilon:g}")
         if self.gamma != 0 and not sensitive:
             raise UserError(f"--gamma: wanted 0 for loss {self.loss!r} (only ls-gan and its like), got {self.gamma:g}")
-        if (self.loss == "cls-gan") != (self.condition == "classes"):
-            raise UserError(
-                f"--condition: wanted classes for loss cls-gan and for no other, got {self.condition} for {self.loss}"
-            )
+        if self.loss == "cls-gan" and self.condition != "classes":
+            raise UserError(f"--condition: wanted classes for loss 'cls-gan', got {self.condition}")
+        if self.condition == "classes" and not sensitive:
+            raise UserError(f"--loss: wanted {', '.join(FAMILY)} for condition classes, got {self.loss!r}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
