@@ -14,6 +14,8 @@ from gpkernels.ops.interpolate import reference as interpolate_reference
 from gpkernels.ops.interpolate import triton as interpolate
 from gpkernels.ops.norm_act import reference as norm_act_reference
 from gpkernels.ops.norm_act import triton as norm_act
+from gpkernels.ops.pairwise_cost import reference as pairwise_cost_reference
+from gpkernels.ops.pairwise_cost import triton as pairwise_cost
 from gpkernels.ops.perturb import reference as perturb_reference
 from gpkernels.ops.perturb import triton as perturb
 
@@ -158,6 +160,44 @@ def check_launch_counts():
             assert 1 <= len(shared) + len(own) <= LAUNCHES[name], (name, shared, own)
 
 
+def compare_pairwise_cost(real, fake, most, *options):
+    """`most` launches."""
+    what = (real.dtype, tuple(real.shape), real.stride(), *options)
+    dtype = torch.float64 if real.dtype == torch.float64 else torch.float32
+    losses = [torch.randn(len(real), dtype=dtype) for _ in range(2)]
+    with recorded_launches(pairwise_cost) as programs:
+        got = pairwise_cost.pairwise_cost(real, fake, *losses, *options)
+    wanted = pairwise_cost_reference.pairwise_cost(real, fake, *losses, *options)
+    compare(got, wanted, dtype, what)
+    assert len(programs) == most, (what, programs)
+    arguments = (losses[0], wanted[2])
+    with recorded_launches(pairwise_cost) as programs:
+        got = pairwise_cost.pairwise_cost_backward(*arguments)
+    compare(got, pairwise_cost_reference.pairwise_cost_backward(*arguments), dtype, what)
+    assert len(programs) == (len(real) > 0), what
+
+
+def pairwise_costs():
+    for x in tensors():
+        elements = x.numel() // max(1, len(x))
+        launches = 0 if x.numel() == 0 else 1 + (elements > 2048)
+        for slope in (0.0, 1.0, -2.0):
+            compare_pairwise_cost(x, torch.randn_like(x), launches, 0.7 / max(1, elements), slope)
+    compare_pairwise_cost(torch.ones(3, 5), torch.ones(3, 5), 1, 0.0, 0.3)
+    for bad, size in itertools.product((torch.nan, torch.inf, -torch.inf), (40, 5003)):
+        x = torch.ones(2, size)
+        x[1, size - 7] = bad
+        compare_pairwise_cost(x, torch.zeros_like(x), 1 + (size > 2048), 0.1, -1.0)
+    # A batch that fills a GPU is not split, and one that does not is.
+    compare_pairwise_cost(torch.randn(1024, 2050), torch.randn(1024, 2050), 1, 0.1, 0.0)
+    for shape, least in (((64, 3, 64, 64), 384), ((64, 3, 256, 256), 1024), ((1, 3, 256, 256), 96), ((2, 1 << 30), 1024)):
+        x, losses = torch.empty(shape, device="meta"), torch.empty(shape[0], device="meta")
+        with recorded_launches(pairwise_cost, run=False) as programs:
+            pairwise_cost.pairwise_cost(x, x, losses, losses, 0.1, 0.0)
+        assert programs[0] >= least, (shape, programs)
+        assert len(programs) == 2, (shape, programs)
+
+
 def norm_act_inputs(x, groups, z=True, weight=True, slope=0.2):
     """The arguments that both derivatives share."""
     mean, rstd = norm_act_reference.statistics(x, groups, 1e-5)
@@ -271,6 +311,8 @@ if __name__ == "__main__":
         penalties()
         check_empty()
         check_launch_counts()
+    elif sys.argv[1] == "pairwise_cost":
+        pairwise_costs()
     elif sys.argv[1] == "norm_act":
         norm_acts()
         check_norm_act()
