@@ -8,6 +8,7 @@ import unittest.mock
 import pytest
 import torch
 
+from gpkernels.ops import _triton
 from gpkernels.ops.grad_penalty import reference as penalty_reference
 from gpkernels.ops.grad_penalty import triton as penalty
 from gpkernels.ops.interpolate import reference as interpolate_reference
@@ -143,8 +144,6 @@ def recorded_launches(module, run=True):
 
 
 def check_launch_counts():
-    from gpkernels.ops import _triton
-
     for shape, axes, reduction in itertools.product(((2, 3, 5, 7), (2, 5003), (300, 3)), range(3), (0, 2)):
         x = torch.randn(shape)
         options = (0, 1.0, 0, axes, reduction)
@@ -178,18 +177,22 @@ def compare_pairwise_cost(real, fake, most, *options):
 
 
 def pairwise_costs():
-    for x in tensors():
+    for x, slope in zip(tensors(), itertools.cycle((0.0, 1.0, -2.0, 0.3)), strict=False):
         elements = x.numel() // max(1, len(x))
         launches = 0 if x.numel() == 0 else 1 + (elements > 2048)
-        for slope in (0.0, 1.0, -2.0):
-            compare_pairwise_cost(x, torch.randn_like(x), launches, 0.7 / max(1, elements), slope)
+        compare_pairwise_cost(x, torch.randn_like(x), launches, 0.7 / max(1, elements), slope)
     compare_pairwise_cost(torch.ones(3, 5), torch.ones(3, 5), 1, 0.0, 0.3)
     for bad, size in itertools.product((torch.nan, torch.inf, -torch.inf), (40, 5003)):
         x = torch.ones(2, size)
         x[1, size - 7] = bad
         compare_pairwise_cost(x, torch.zeros_like(x), 1 + (size > 2048), 0.1, -1.0)
-    # A batch that fills a GPU is not split, and one that does not is.
-    compare_pairwise_cost(torch.randn(1024, 2050), torch.randn(1024, 2050), 1, 0.1, 0.0)
+    with unittest.mock.patch.object(_triton, "PROGRAMS", 2):  # programs of several steps, with a split and without
+        for batch in (1, 2):
+            compare_pairwise_cost(torch.randn(batch, 5003), torch.randn(batch, 5003), 3 - batch, 1e-4, 0.0)
+    x, losses = torch.empty((1024, 2050), device="meta"), torch.empty(1024, device="meta")
+    with recorded_launches(pairwise_cost, run=False) as programs:
+        pairwise_cost.pairwise_cost(x, x, losses, losses, 0.1, 0.0)
+    assert programs == [1024]
     for shape, least in (((64, 3, 64, 64), 384), ((64, 3, 256, 256), 1024), ((1, 3, 256, 256), 96), ((2, 1 << 30), 1024)):
         x, losses = torch.empty(shape, device="meta"), torch.empty(shape[0], device="meta")
         with recorded_launches(pairwise_cost, run=False) as programs:
