@@ -218,31 +218,32 @@ def test_sums_do_not_depend_on_the_number_of_threads():
 
 
 X, L = torch.randn(4, 3), torch.randn(4)
+pairwise_cost = gp.pairwise_cost
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: gp.pairwise_cost([1.0], X, L, L), TypeError, "real: wanted a torch.Tensor, got list"),
-        (lambda: gp.pairwise_cost(X.int(), X, L, L), TypeError, "real: wanted a floating-point tensor, got torch.int"),
-        (lambda: gp.pairwise_cost(X, X[:, :2], L, L), ValueError, r"fake: wanted the shape of real, \(4, 3\), got"),
-        (lambda: gp.pairwise_cost(X, X.double(), L, L), ValueError, "fake: wanted the dtype of real, torch.float32"),
-        (lambda: gp.pairwise_cost(X, X.to("meta"), L, L), ValueError, "fake: wanted the device of real, cpu, got meta"),
-        (lambda: gp.pairwise_cost(X[:0], X[:0], L[:0], L[:0]), ValueError, "real: wanted a non-empty batch"),
-        (lambda: gp.pairwise_cost(X[:, :0], X[:, :0], L, L), ValueError, "real: wanted a non-empty batch"),
-        (lambda: gp.pairwise_cost(X, X, L[:3], L), ValueError, r"loss_real: wanted shape \(4,\) or \(4, 1, ..., 1\), g"),
-        (lambda: gp.pairwise_cost(X, X, L, X), ValueError, r"loss_fake: wanted shape \(4,\) .*, got shape \(4, 3\)"),
-        (lambda: gp.pairwise_cost(X, X, L.mean(), L), ValueError, "loss_real: wanted a batch dimension"),
-        (lambda: gp.pairwise_cost(X, X, L[None], L), ValueError, r"loss_real: wanted shape .*, got shape \(1, 4\)"),
-        (lambda: gp.pairwise_cost(X, X, L.long(), L), TypeError, "loss_real: wanted a floating-point tensor, got torch"),
-        (lambda: gp.pairwise_cost(X, X, L, 0.5), TypeError, "loss_fake: wanted a torch.Tensor, got float"),
-        (lambda: gp.pairwise_cost(X, X, L, L.double()), ValueError, "loss_fake: wanted at most torch.float32, since rea"),
-        (lambda: gp.pairwise_cost(X, X, L, L.to("meta")), ValueError, "loss_fake: wanted the device of real, cpu, got m"),
-        (lambda: gp.pairwise_cost(X, X, L, L, margin=-1), ValueError, "margin: wanted a finite number >= 0, got -1"),
-        (lambda: gp.pairwise_cost(X, X, L, L, margin="1"), TypeError, "margin: wanted a number, got str"),
-        (lambda: gp.pairwise_cost(X, X, L, L, slope=1.5), ValueError, "slope: wanted a finite number <= 1, got 1.5"),
-        (lambda: gp.pairwise_cost(X, X, L, L, slope=math.nan), ValueError, "slope: wanted a finite number"),
-        (lambda: gp.pairwise_cost(X.to_sparse(), X, L, L), TypeError, "real: wanted a dense"),
+        (lambda: pairwise_cost([1.0], X, L, L), TypeError, "real: wanted a torch.Tensor, got list"),
+        (lambda: pairwise_cost(X.int(), X, L, L), TypeError, "real: wanted a floating-point tensor, got torch.int"),
+        (lambda: pairwise_cost(X, X[:, :2], L, L), ValueError, r"fake: wanted the shape of real, \(4, 3\), got"),
+        (lambda: pairwise_cost(X, X.double(), L, L), ValueError, "fake: wanted the dtype of real, torch.float32"),
+        (lambda: pairwise_cost(X, X.to("meta"), L, L), ValueError, "fake: wanted the device of real, cpu, got meta"),
+        (lambda: pairwise_cost(X[:0], X[:0], L[:0], L[:0]), ValueError, "real: wanted a non-empty batch"),
+        (lambda: pairwise_cost(X[:, :0], X[:, :0], L, L), ValueError, "real: wanted a non-empty batch"),
+        (lambda: pairwise_cost(X, X, L[:3], L), ValueError, r"loss_real: wanted shape \(4,\) or \(4, 1, ..., 1\), g"),
+        (lambda: pairwise_cost(X, X, L, X), ValueError, r"loss_fake: wanted shape \(4,\) .*, got shape \(4, 3\)"),
+        (lambda: pairwise_cost(X, X, L.mean(), L), ValueError, "loss_real: wanted a batch dimension"),
+        (lambda: pairwise_cost(X, X, L[None], L), ValueError, r"loss_real: wanted shape .*, got shape \(1, 4\)"),
+        (lambda: pairwise_cost(X, X, L.long(), L), TypeError, "loss_real: wanted a floating-point tensor, got torch"),
+        (lambda: pairwise_cost(X, X, L, 0.5), TypeError, "loss_fake: wanted a torch.Tensor, got float"),
+        (lambda: pairwise_cost(X, X, L, L.double()), ValueError, "loss_fake: wanted at most torch.float32, since"),
+        (lambda: pairwise_cost(X, X, L, L.to("meta")), ValueError, "loss_fake: wanted the device of real, cpu, got m"),
+        (lambda: pairwise_cost(X, X, L, L, margin=-1), ValueError, "margin: wanted a finite number >= 0, got -1"),
+        (lambda: pairwise_cost(X, X, L, L, margin="1"), TypeError, "margin: wanted a number, got str"),
+        (lambda: pairwise_cost(X, X, L, L, slope=1.5), ValueError, "slope: wanted a finite number <= 1, got 1.5"),
+        (lambda: pairwise_cost(X, X, L, L, slope=math.nan), ValueError, "slope: wanted a finite number"),
+        (lambda: pairwise_cost(X.to_sparse(), X, L, L), TypeError, "real: wanted a dense"),
     ],
 )
 def test_bad_input(call, error, message):

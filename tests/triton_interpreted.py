@@ -193,7 +193,8 @@ def pairwise_costs():
     with recorded_launches(pairwise_cost, run=False) as programs:
         pairwise_cost.pairwise_cost(x, x, losses, losses, 0.1, 0.0)
     assert programs == [1024]
-    for shape, least in (((64, 3, 64, 64), 384), ((64, 3, 256, 256), 1024), ((1, 3, 256, 256), 96), ((2, 1 << 30), 1024)):
+    shapes = {(64, 3, 64, 64): 384, (64, 3, 256, 256): 1024, (1, 3, 256, 256): 96, (2, 1 << 30): 1024}
+    for shape, least in shapes.items():
         x, losses = torch.empty(shape, device="meta"), torch.empty(shape[0], device="meta")
         with recorded_launches(pairwise_cost, run=False) as programs:
             pairwise_cost.pairwise_cost(x, x, losses, losses, 0.1, 0.0)
