@@ -1,16 +1,17 @@
 """The ops as cases: each a set of variants that compute the same thing, and the bytes that they must move at least.
 
 A variant is a function of no arguments; the inputs are made once a case. "snippet" is the code one usually sees, "best"
-the fastest plain torch we know, "gpkernels" the backend that a user gets, with its name.
+the fastest plain torch we know on the device, "gpkernels" the backend that a user gets, with its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import gpkernels as gp
@@ -156,11 +157,44 @@ def _double_backward(x: Tensor) -> dict[str, Variant]:
     }
 
 
+def _distance(x: Tensor, y: Tensor) -> Tensor:
+    """||x - y||_1 of each sample. On a CPU a large sample's difference stays in the cache until it is added up."""
+    if x.device.type != "cpu":
+        return torch.linalg.vector_norm(x - y, 1, dim=tuple(range(1, x.dim())))
+    if x[0].numel() < 1 << 16:
+        return F.l1_loss(x, y, reduction="none").flatten(1).sum(1)
+    return torch.stack([F.l1_loss(a, b, reduction="sum") for a, b in zip(x, y, strict=True)])
+
+
+def _pairs(x: Tensor) -> dict[str, Variant]:
+    """The costs of LS-GAN, and the gradients in the critic's losses."""
+    fake, margin = torch.randn_like(x), 1.0 / x[0].numel()
+    real_loss, fake_loss = losses = [torch.randn(len(x), device=x.device, requires_grad=True) for _ in range(2)]
+    up = torch.rand(len(x), device=x.device)
+
+    def plain(distance: Callable[[Tensor, Tensor], Tensor]) -> Variant:
+        def run() -> tuple[Tensor, ...]:
+            cost = torch.relu(margin * distance(x, fake) + real_loss - fake_loss)
+            return cost, *torch.autograd.grad(cost, losses, up)
+
+        return run
+
+    def ours() -> tuple[Tensor, ...]:
+        cost, _ = gp.pairwise_cost(x, fake, real_loss, fake_loss, margin=margin)
+        return cost, *torch.autograd.grad(cost, losses, up)
+
+    snippet = plain(lambda x, y: (x - y).abs().flatten(1).sum(1))
+    return {"snippet": snippet, "best": plain(_distance), "gpkernels": ours}
+
+
 def _variants_agree(make: Callable[[Tensor], dict[str, Variant]]) -> Callable[[Tensor], list[tuple[Tensor, Tensor]]]:
+    """Each of the tensors that a variant returns, or the one."""
+
     def agree(x: Tensor) -> list[tuple[Tensor, Tensor]]:
         variants = make(x)
-        results = {name: run() for name, run in variants.items()}
-        return [(results["gpkernels"], results[name]) for name in ("snippet", "best")]  # type: ignore[list-item]
+        results: dict[str, Any] = {name: run() for name, run in variants.items()}
+        tensors = {name: result if isinstance(result, tuple) else (result,) for name, result in results.items()}
+        return [pair for name in ("snippet", "best") for pair in zip(tensors["gpkernels"], tensors[name], strict=True)]
 
     return agree
 
@@ -236,6 +270,13 @@ CASES = (
         _variants_agree(_double_backward),
         1e-4,
     ),
+    Case(
+        "pairwise cost, forward + backward",
+        "pairwise_cost",
+        _costs((6, 9), (4, 8), (2, 3)),
+        _pairs,
+        _variants_agree(_pairs),
+    ),
 )
 
 
@@ -267,6 +308,7 @@ def overhead(device: torch.device) -> dict[str, dict[str, Variant]]:
     """Forward + backward on 12 numbers: what a call costs the host. Per op, our call and the plain Function."""
     x, y = torch.randn(4, 3, device=device, requires_grad=True), torch.randn(4, 3, device=device)
     eps, up = torch.rand(4, device=device), torch.randn(4, 3, device=device)
+    loss = torch.rand(4, device=device, requires_grad=True)
     two = lambda: torch.autograd.grad(_OneOpOfTwo.apply(x, y), x, up)  # noqa: E731
     return {
         "interpolate": {
@@ -280,6 +322,10 @@ def overhead(device: torch.device) -> dict[str, dict[str, Variant]]:
         "grad_norm_penalty": {
             "plain Function": lambda: torch.autograd.grad(_OneOp.apply(x), x),
             "gpkernels": lambda: torch.autograd.grad(gp.grad_norm_penalty(x), x),
+        },
+        "pairwise_cost": {
+            "plain Function": two,
+            "gpkernels": lambda: torch.autograd.grad(gp.pairwise_cost(up, y, loss, eps)[0], loss, eps),
         },
     }
 

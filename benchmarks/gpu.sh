@@ -14,8 +14,8 @@ dry=${DRY_RUN:-0}
 mkdir -p "$out"
 failed=()
 
-op_tests=(tests/test_interpolate.py tests/test_perturb.py tests/test_grad_penalty.py tests/test_random.py tests/test_norm_act.py
-  tests/test_spectral_norm.py)
+op_tests=(tests/test_interpolate.py tests/test_perturb.py tests/test_grad_penalty.py tests/test_pairwise_cost.py
+  tests/test_random.py tests/test_norm_act.py tests/test_spectral_norm.py)
 
 part_build() {
   if [ "$dry" = 1 ]; then

@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY_IMPL(gpkernels, CPU, m) {
   m.impl("grad_norm_penalty", TORCH_BOX(&gpkernels::cpu::grad_norm_penalty));
   m.impl("grad_norm_penalty_backward", TORCH_BOX(&gpkernels::cpu::grad_norm_penalty_backward));
   m.impl("grad_norm_penalty_double_backward", TORCH_BOX(&gpkernels::cpu::grad_norm_penalty_double_backward));
+  m.impl("pairwise_cost", TORCH_BOX(&gpkernels::cpu::pairwise_cost));
+  m.impl("pairwise_cost_backward", TORCH_BOX(&gpkernels::cpu::pairwise_cost_backward));
   m.impl("norm_act_backward", TORCH_BOX(&gpkernels::cpu::norm_act_backward));
   m.impl("norm_act_double_backward", TORCH_BOX(&gpkernels::cpu::norm_act_double_backward));
   m.impl("conv2d_input_gradient", TORCH_BOX(&gpkernels::cpu::conv2d_input_gradient));

@@ -4,7 +4,7 @@ from gpkernels import _native, losses
 from gpkernels import ops as _ops  # noqa: F401  defines the schemas that the native library implements
 from gpkernels._version import __version__
 from gpkernels.double_backward import fast_double_backward
-from gpkernels.functional import grad_norm, grad_norm_penalty, interpolate, perturb
+from gpkernels.functional import grad_norm, grad_norm_penalty, interpolate, pairwise_cost, perturb
 from gpkernels.graphs import graphed
 from gpkernels.nn import GradientPenalty
 from gpkernels.penalty import gradient_penalty, score_and_penalty
@@ -33,6 +33,7 @@ __all__ = [
     "graphed",
     "interpolate",
     "losses",
+    "pairwise_cost",
     "perturb",
     "score_and_penalty",
     "singular_values",

@@ -99,6 +99,15 @@ def _check_grad_norm_penalty(backend: str, dtype: torch.dtype) -> float:
     return _worst(make, backend)
 
 
+def _check_pairwise_cost(backend: str, dtype: torch.dtype) -> float:
+    def make() -> tuple[Tensor, Tensor]:
+        x = _input(backend, dtype)
+        losses = (x.square().mean((1, 2, 3)), x.pow(3).sum((1, 2, 3)))
+        return torch.stack(gp.pairwise_cost(x.detach(), x.detach().flip(0), *losses, margin=0.1, slope=-0.5)), x
+
+    return _worst(make, backend)
+
+
 def _check_spectral_norm(backend: str, dtype: torch.dtype) -> float:
     def make() -> tuple[Tensor, Tensor]:
         x = _input(backend, dtype)
@@ -112,5 +121,6 @@ _CHECKS = {
     "interpolate": _check_interpolate,
     "perturb": _check_perturb,
     "grad_norm_penalty": _check_grad_norm_penalty,
+    "pairwise_cost": _check_pairwise_cost,
     "spectral_norm": _check_spectral_norm,
 }

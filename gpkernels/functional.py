@@ -15,6 +15,7 @@ from gpkernels.ops.grad_penalty import penalties
 from gpkernels.ops.grad_penalty.autograd import GradNormPenalty, Options
 from gpkernels.ops.grad_penalty.reference import AXES, NORMS, REDUCTIONS
 from gpkernels.ops.interpolate.autograd import Interpolate
+from gpkernels.ops.pairwise_cost.autograd import PairwiseCost
 from gpkernels.ops.perturb.autograd import Perturb
 from gpkernels.ops.perturb.reference import NOISES, std
 from gpkernels.ops.random import draw_seed
@@ -185,3 +186,68 @@ def _penalty_options(form: str, target: float, norm: str, axes: str, reduction: 
     check_choice("reduction", reduction, REDUCTIONS)
     target = check_number("target", target, minimum=0)
     return penalties.code_of(form), target, NORMS.index(norm), AXES.index(axes), REDUCTIONS.index(reduction)
+
+
+def pairwise_cost(
+    real: Tensor,
+    fake: Tensor,
+    loss_real: Tensor,
+    loss_fake: Tensor,
+    *,
+    margin: float = 2e-4,
+    slope: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The cost of pairs in the loss-sensitive family: (cost, delta), one each a pair.
+
+    delta = margin * ||real - fake||_1, summed over the sample; with a = delta + loss_real - loss_fake, the cost is
+    C(a) = max(a, slope a): LS-GAN's hinge for slope 0, GLS-GAN's for others (Qi 2020, "Loss-sensitive generative
+    adversarial networks", equations 4 and 16).
+
+    Args:
+        real: shape (B, ...), any floating dtype.
+        fake: shape, dtype and device of `real`; paired with it by batch index.
+        loss_real, loss_fake: what the critic gives for `real` and for `fake`, shape (B,) or (B, 1, ..., 1), any
+            floating dtype; float64 only together with float64 samples.
+        margin: a finite number >= 0.
+        slope: a finite number <= 1.
+
+    Returns:
+        Two tensors of shape (B,); float64 for float64 samples, float32 for every other dtype. NaN and inf reach the
+        pair they belong to and no other.
+    Highest gradient order: any, of the cost in `loss_real` and `loss_fake`; C'(0) is 1. delta is a constant, as the
+    method defines it: `real` and `fake` get no gradient from this function.
+    Raises:
+        TypeError: not a floating-point tensor, or margin or slope not a number.
+        ValueError: mismatched or empty tensors, losses of another shape, device or of a higher precision, a margin
+            below 0, a slope above 1, or either not finite.
+    """
+    check_floating("real", real)
+    check_floating("fake", fake)
+    check_same("fake", fake, "real", real)
+    margin = check_number("margin", margin, minimum=0)
+    slope = check_number("slope", slope)
+    if slope > 1:
+        raise fail("slope", "a finite number <= 1", slope)
+    loss_real, loss_fake = _checked_losses("loss_real", loss_real, real), _checked_losses("loss_fake", loss_fake, real)
+    impl = registry.choose("pairwise_cost", real)
+    layout = layout_of(real)
+    real, fake = ((x.detach() if x.requires_grad else x).contiguous(memory_format=layout) for x in (real, fake))
+    if under_transform():
+        return impl.forward(real, fake, loss_real, loss_fake, margin, slope)[:2]
+    return PairwiseCost.apply(real, fake, loss_real, loss_fake, (margin, slope, impl))
+
+
+def _checked_losses(name: str, losses: Tensor, real: Tensor) -> Tensor:
+    """As a contiguous vector in the accumulation dtype of `real`."""
+    check_floating(name, losses)
+    batch = real.shape[0]
+    if losses.shape[0] != batch or losses.numel() != batch:
+        raise fail(name, f"shape ({batch},) or ({batch}, 1, ..., 1)", f"shape {tuple(losses.shape)}")
+    if losses.device != real.device:
+        raise fail(name, f"the device of real, {real.device}", losses.device)
+    dtype = accumulation_dtype(real.dtype)
+    if losses.dtype == torch.float64 != dtype:
+        raise fail(name, f"at most {dtype}, since real is {real.dtype}", losses.dtype)
+    if losses.dim() > 1:
+        losses = losses.reshape(-1)
+    return (losses if losses.dtype == dtype else losses.to(dtype)).contiguous()

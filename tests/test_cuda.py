@@ -17,6 +17,7 @@ from shim import build
 from gpkernels.ops.grad_penalty import reference as penalty_reference
 from gpkernels.ops.interpolate import reference as interpolate_reference
 from gpkernels.ops.norm_act import reference as norm_reference
+from gpkernels.ops.pairwise_cost import reference as pair_reference
 from gpkernels.ops.perturb import reference as perturb_reference
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +190,42 @@ def test_nan_and_inf_stay_visible(ops, norm, bad):
     assert not saved[0, 0, 3].isfinite()
 
 
+def pairs_agree(ops, real, fake, losses, options, what):
+    """Two launches where a block does not hold its samples whole, else one."""
+    dtype, elements = losses[0].dtype, real.shape[1:].numel()
+    before = build.launches()
+    got = ops["pairwise_cost"](real, fake, *losses, *options)
+    between = build.launches()
+    grads = ops["pairwise_cost_backward"](losses[0], got[2])
+    assert between - before == (2 if elements >= 2 * 4 * 256 * (8 if real.dtype.itemsize == 2 else 4) else 1), what
+    assert build.launches() == between + 1, what
+    wanted = pair_reference.pairwise_cost(*(x.double() for x in (real, fake, *losses)), *options)
+    wanted += pair_reference.pairwise_cost_backward(losses[0].double(), wanted[2])
+    for one, other in zip((*got, *grads), wanted, strict=True):
+        close(one, other.to(dtype), TOLERANCE[dtype], what)
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.0, -1.0, 0.3, -2.0])
+def test_pairwise_cost(ops, slope):
+    for shape, dtype, layout in cases():
+        real, fake = draw(shape, dtype, layout), draw(shape, dtype, layout)
+        losses = [torch.randn(shape[0], dtype=torch.promote_types(dtype, torch.float32)) for _ in range(2)]
+        options = (0.7 / torch.Size(shape[1:]).numel(), slope)
+        pairs_agree(ops, real, fake, losses, options, f"{shape} {dtype} {layout.__name__} {slope}")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_pairwise_cost_keeps_nan_and_inf_in_their_pair(ops, bad):
+    for length, position in ((40, 33), (20_000, 5), (20_000, 19_999)):
+        x = torch.ones(3, length)
+        x[1, position] = bad
+        cost, delta, slope_at = ops["pairwise_cost"](x, -x, torch.zeros(3), torch.ones(3), 1 / length, 0.5)
+        assert cost[::2].tolist() == pytest.approx([1.0, 1.0])
+        for value in (cost[1], delta[1]):
+            assert value.isnan() if bad != bad else value == bad
+        assert slope_at.tolist() == [1.0, 0.5 if bad != bad else 1.0, 1.0]
+
+
 # shape: the numbers of groups
 NORM_SHAPES = {
     (4, 6): (0, 1, 2, 6),
@@ -296,6 +333,10 @@ def test_empty_tensors(ops, shape):
         second = ops["grad_norm_penalty_double_backward"](x, upstream, x, saved, *options)
         wanted = CPU.grad_norm_penalty_double_backward(x, upstream, x, saved, *options)
         torch.testing.assert_close(second, wanted, equal_nan=True)
+    losses = torch.arange(1.0, shape[0] + 1)
+    got = ops["pairwise_cost"](x, x, losses, -losses, 0.5, 0.0)
+    assert [value.tolist() for value in got] == [(2 * losses).tolist(), [0.0] * shape[0], [1.0] * shape[0]]
+    assert [g.shape for g in ops["pairwise_cost_backward"](losses, got[2])] == [losses.shape] * 2
     for groups in (0, 1):
         mean = rstd = torch.ones((shape[0], groups) if groups else (shape[1],))
         before = build.launches()
@@ -330,6 +371,10 @@ ROWS = torch.ones(2)
             (torch.rand(()), X, torch.rand(3), 0, 1.0, 0, 0, 0),
             "saved: wanted 2 contiguous elements, got 3",
         ),
+        ("pairwise_cost", (X, X[:, :2], ROWS, ROWS, 1.0, 0.0), "fake: wanted the shape and strides of real"),
+        ("pairwise_cost", (X, X, X, ROWS, 1.0, 0.0), "loss_real: wanted 2 contiguous elements, got 6"),
+        ("pairwise_cost", (X, X, ROWS, ROWS.double(), 1.0, 0.0), "loss_fake: wanted the accumulation dtype"),
+        ("pairwise_cost_backward", (ROWS[:1], ROWS), "grad_cost: wanted 2 contiguous elements, got 1"),
         (
             "norm_act_backward",
             (X, X, None, ROWS, ROWS, None, 2, 0.2, True),

@@ -72,6 +72,7 @@ def test_memory_is_accessed_16_bytes_at_a_time(compiled, arch):
         "double backward, dots": ("reduce_rows.*DotTermIfE", 2, 0),
         "double backward, rows": ("map_rows.*SecondMapIfE", 2, 1),
         "double backward, columns": ("map_columns.*SecondMapIfE", 2, 1),
+        "distances of pairs": ("reduce_rows.*DistanceTermIfE", 2, 0),
         # Sums and map; in runs both twice, with a gamma a run and one an element.
         "norm, runs": ("norm_runs.*NormPassIfLb0E", 12, 2),
         "norm, bands": ("norm_bands.*NormPassIfLb0E", 6, 1),

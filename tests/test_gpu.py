@@ -68,6 +68,24 @@ def test_penalty_and_its_backward_are_captured(kernels):
     assert oracles.relative_error(first, torch.autograd.grad(wanted, exact)[0]) < 1e-5
 
 
+def test_pairwise_cost_and_its_backward_are_captured(kernels):
+    real, fake = torch.randn(2, 8, 3, 64, 64, device="cuda")
+    losses = [torch.randn(8, device="cuda", requires_grad=True) for _ in range(2)]
+
+    def run():
+        cost, delta = gp.pairwise_cost(real, fake, *losses, margin=1e-4, slope=-0.5)
+        return cost, delta, *torch.autograd.grad(cost.mean(), losses)
+
+    graph, got = captured(run)
+    real.mul_(0.5)
+    graph.replay()
+    delta = 1e-4 * (real - fake).double().abs().sum((1, 2, 3))
+    a = delta + losses[0] - losses[1]
+    cost = torch.maximum(a, -0.5 * a)
+    for value, wanted in zip(got, (cost, delta, *torch.autograd.grad(cost.mean(), losses)), strict=True):
+        assert oracles.relative_error(value, wanted) < 1e-5
+
+
 def test_runs_on_the_current_stream(kernels):
     x = torch.zeros(64, 3, 256, 256, device="cuda")
     side = torch.cuda.Stream()
@@ -91,6 +109,9 @@ def test_more_than_two_to_the_31_elements(kernels):
     assert out[:, -1].tolist() == [1.5, 0.75]
     assert (out[1, :-1] == 0.25).all()
     del out
+    losses = torch.zeros(batch, device="cuda")
+    cost, delta = gp.pairwise_cost(real, real.roll(1, 1), losses, losses, margin=0.25)
+    assert cost.tolist() == delta.tolist() == [1.0, 1.0]  # two places differ, by 2
     norms = gp.grad_norm(real, norm="linf")
     assert norms.tolist() == [3.0, 3.0]
     torch.testing.assert_close(

@@ -45,3 +45,23 @@ def test_penalty_equals_the_reference_for_any_shape_and_options(shape, form, nor
             results.append((value, first, second))
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    margin=st.floats(0, 3),
+    slope=st.floats(-3, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_pairwise_cost_equals_the_reference_for_any_shape_and_options(shape, margin, slope, seed):
+    draws = torch.Generator().manual_seed(seed)
+    real, fake = (torch.randn(shape, dtype=torch.float64, generator=draws) for _ in range(2))
+    losses = [torch.randn(shape[0], dtype=torch.float64, generator=draws).requires_grad_() for _ in range(2)]
+    results = []
+    for name in ("reference", "cpu"):
+        with gp.backend(name):
+            cost, delta = gp.pairwise_cost(real, fake, *losses, margin=margin, slope=slope)
+            results.append((cost, delta, *torch.autograd.grad(cost.square().sum(), losses)))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)

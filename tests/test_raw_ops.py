@@ -40,6 +40,10 @@ def samples(dtype):
             yield OPS.grad_norm_penalty_backward, (upstream, real, saved, *options)
             tangent = torch.randn_like(real)
             yield OPS.grad_norm_penalty_double_backward, (tangent, upstream, real, saved, *options)
+        losses = [torch.randn(2, dtype=accumulation) for _ in range(2)]
+        for slope in (0.0, -1.0):
+            yield OPS.pairwise_cost, (real, torch.randn_like(real), *losses, 0.01, slope)
+        yield OPS.pairwise_cost_backward, tuple(losses)
         z, tangent, weight = torch.randn_like(real), torch.randn_like(real), torch.randn(3, dtype=accumulation)
         for groups, signs, gamma in itertools.product((0, 1, 3), (None, z), (None, weight)):
             mean, rstd = (torch.rand((2, groups) if groups else (3,), dtype=accumulation) for _ in range(2))
@@ -63,7 +67,7 @@ def test_opcheck_dynamic_shapes():
         if key not in seen:
             seen.add(key)
             torch.library.opcheck(op.default, arguments)
-    assert len({name for name, _ in seen}) == 9
+    assert len({name for name, _ in seen}) == 11
 
 
 def test_every_backend_keeps_shape_dtype_and_strides(backend):
@@ -81,13 +85,14 @@ def test_every_backend_keeps_shape_dtype_and_strides(backend):
             assert not got.isnan().any(), name
 
 
-@pytest.mark.parametrize("op", ["interpolate", "perturb", "grad_norm_penalty"])
+@pytest.mark.parametrize("op", ["interpolate", "perturb", "grad_norm_penalty", "pairwise_cost"])
 def test_raw_op_refuses_a_tensor_that_requires_grad(op):
     real = torch.randn(2, 3, requires_grad=True)
     arguments = {
         "interpolate": (real, real, None, SEED, False),
         "perturb": (real, None, 0.5, 0, SEED),
         "grad_norm_penalty": (real, 0, 1.0, 0, 0, 0),
+        "pairwise_cost": (real, real, torch.zeros(2), torch.zeros(2), 1.0, 0.0),
     }[op]
     with pytest.raises(RuntimeError, match=f"gpkernels.{op} is a raw kernel without a derivative"):
         getattr(OPS, op)(*arguments)
@@ -96,6 +101,7 @@ def test_raw_op_refuses_a_tensor_that_requires_grad(op):
 
 
 X = torch.randn(2, 3)
+ROWS = torch.ones(2)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +122,13 @@ X = torch.randn(2, 3)
             lambda: OPS.grad_norm_penalty_backward(torch.rand(()), X, torch.rand(3), 0, 1.0, 0, 0, 0),
             "saved: wanted 2 contiguous elements, got 3",
         ),
+        (lambda: OPS.pairwise_cost(X, X[:, :2], ROWS, ROWS, 1.0, 0.0), "fake: wanted the shape and strides of real"),
+        (lambda: OPS.pairwise_cost(X, X.double(), ROWS, ROWS, 1.0, 0.0), "fake: wanted the dtype of real"),
+        (lambda: OPS.pairwise_cost(X, X, X, ROWS, 1.0, 0.0), "loss_real: wanted 2 contiguous elements, got 6"),
+        (lambda: OPS.pairwise_cost(X, X, ROWS, ROWS.half(), 1.0, 0.0), "loss_fake: wanted the accumulation dtype"),
+        (lambda: OPS.pairwise_cost(X.int(), X.int(), ROWS, ROWS, 1.0, 0.0), "pairwise_cost: wanted float16, bfloat16"),
+        (lambda: OPS.pairwise_cost_backward(ROWS[:1], ROWS), "grad_cost: wanted 2 contiguous elements, got 1"),
+        (lambda: OPS.pairwise_cost_backward(ROWS.half(), ROWS.half()), "slope_at: wanted the accumulation dtype"),
     ],
 )
 def test_native_kernels_check_their_arguments(call, message):
@@ -131,14 +144,23 @@ def test_empty_tensors_reach_no_kernel_loop():
         value, saved = OPS.grad_norm_penalty(x, 5, 1.0, 0, 0, 1)
         assert value == 0
         assert saved.tolist() == [[0.0] * shape[0]]
+        losses = torch.arange(1.0, shape[0] + 1), torch.zeros(shape[0])
+        cost, delta, slope_at = OPS.pairwise_cost(x, x, *losses, 0.5, -1.0)
+        assert torch.equal(cost, losses[0])
+        assert torch.equal(delta, losses[1])
+        assert [g.tolist() for g in OPS.pairwise_cost_backward(cost, slope_at)] == [cost.tolist(), (-cost).tolist()]
 
 
 @pytest.mark.parametrize("per_element", [False, True])
 def test_compiles_fullgraph(per_element):
-    """Interpolation, and the epilogue norm -> penalty -> mean with its backward, without a graph break."""
+    """Interpolation, and two epilogues with their backward, norm -> penalty -> mean and the pairs' costs, without a
+    graph break."""
 
     def f(real, fake, grad):
-        return gp.interpolate(real, fake, per_element=per_element).sum() * 0 + gp.grad_norm_penalty(grad)
+        losses = grad.flatten(1).square().sum(1), grad.flatten(1).sum(1)
+        cost, delta = gp.pairwise_cost(real, fake, *losses, slope=-0.5)
+        unused = gp.interpolate(real, fake, per_element=per_element).sum() * 0
+        return unused + gp.grad_norm_penalty(grad) + (cost * delta).mean()
 
     real, fake = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
     grad = torch.randn(4, 3, 5, 5, requires_grad=True)
@@ -165,3 +187,15 @@ def test_torch_func_sees_through_the_functions():
     torch.testing.assert_close(torch.func.hessian(penalty)(grad), torch.func.hessian(plain)(grad))
     with gp.backend("cpu"), pytest.raises(gp.BackendError, match=r"torch.func transforms are active"):
         torch.func.grad(penalty)(grad)
+
+    def cost(x, op=gp.pairwise_cost):
+        value, delta = op(x, x.flip(0), x.square().sum(1), x.sum(1), margin=0.3, slope=-0.5)
+        return (value * (1 + delta)).sum()
+
+    def plain_cost(real, fake, loss_real, loss_fake, margin, slope):
+        delta = margin * (real - fake).detach().abs().sum(1)
+        a = delta + loss_real - loss_fake
+        return torch.maximum(a, slope * a), delta
+
+    for transform in (torch.func.grad, torch.func.hessian):
+        torch.testing.assert_close(transform(cost)(grad), transform(lambda x: cost(x, plain_cost))(grad))

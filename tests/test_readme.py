@@ -19,6 +19,7 @@ OPS = {  # the ops that a public function runs on
     "perturb": ("perturb",),
     "grad_norm": ("grad_norm_penalty",),
     "grad_norm_penalty": ("grad_norm_penalty",),
+    "pairwise_cost": ("pairwise_cost",),
     "gradient_penalty": ("interpolate", "perturb", "grad_norm_penalty"),
     "gradient_penalty(microbatch=n)": ("interpolate", "perturb", "grad_norm_penalty"),
     "score_and_penalty": ("grad_norm_penalty",),
@@ -53,6 +54,9 @@ CALLS = {  # a scalar function of x with derivatives of every order, through the
     ),
     "grad_norm": lambda x: gp.grad_norm(x).sum(),
     "grad_norm_penalty": lambda x: gp.grad_norm_penalty(x),
+    "pairwise_cost": lambda x: (
+        gp.pairwise_cost(unit(x), -unit(x), x.sin().sum(1), x.cos().sum(1), slope=-0.5)[0].sin().sum()
+    ),
     "spectral_norm": normalised(gp.spectral_norm),
     "spectral_norm_all": normalised(gp.spectral_norm_all),
     "spectral_normalize": lambda x: gp.spectral_normalize(x, unit(x), unit(x), n_power_iterations=0).pow(3).sum(),

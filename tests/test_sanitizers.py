@@ -15,6 +15,7 @@ TESTS = [
     "test_interpolate.py",
     "test_perturb.py",
     "test_grad_penalty.py",
+    "test_pairwise_cost.py",
     "test_norm_act.py",
     "test_conv2d_input_gradient.py",
     "test_raw_ops.py",

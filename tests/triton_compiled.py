@@ -20,6 +20,7 @@ from gpkernels.ops import _triton
 from gpkernels.ops.grad_penalty import triton as penalty
 from gpkernels.ops.interpolate import triton as interpolate
 from gpkernels.ops.norm_act import triton as norm_act
+from gpkernels.ops.pairwise_cost import triton as pairwise_cost
 from gpkernels.ops.perturb import triton as perturb
 
 ARCHITECTURES = (80, 90, 100)
@@ -45,7 +46,7 @@ def launches(calls):
         specialised, options = source(kernel, arguments, constants, GPUTarget("cuda", 90, 32))
         found.setdefault((specialised.hash(), *options.items()), (kernel, arguments, constants))
 
-    for module in (_triton, interpolate, perturb, penalty, norm_act):
+    for module in (_triton, interpolate, perturb, penalty, pairwise_cost, norm_act):
         module.launch = record
     calls()
     return list(found.values())
@@ -60,6 +61,9 @@ def call_small_ops(x):
     for noise, sigma in ((0, None), (1, torch.empty((), dtype=accumulation))):
         perturb.perturb(x, sigma, 0.5, noise, SEED)
         perturb.perturb_backward(x, 0.5, noise, SEED)
+    losses = torch.empty(len(x), dtype=accumulation)
+    pairwise_cost.pairwise_cost(x, x, losses, losses, 2e-4, 0.0)
+    pairwise_cost.pairwise_cost_backward(losses, losses)
 
 
 def call_penalty(x, form, norm, axes, reduction):

@@ -8,12 +8,15 @@ import unittest.mock
 import pytest
 import torch
 
+from gpkernels.ops import _triton
 from gpkernels.ops.grad_penalty import reference as penalty_reference
 from gpkernels.ops.grad_penalty import triton as penalty
 from gpkernels.ops.interpolate import reference as interpolate_reference
 from gpkernels.ops.interpolate import triton as interpolate
 from gpkernels.ops.norm_act import reference as norm_act_reference
 from gpkernels.ops.norm_act import triton as norm_act
+from gpkernels.ops.pairwise_cost import reference as pairwise_cost_reference
+from gpkernels.ops.pairwise_cost import triton as pairwise_cost
 from gpkernels.ops.perturb import reference as perturb_reference
 from gpkernels.ops.perturb import triton as perturb
 
@@ -141,8 +144,6 @@ def recorded_launches(module, run=True):
 
 
 def check_launch_counts():
-    from gpkernels.ops import _triton
-
     for shape, axes, reduction in itertools.product(((2, 3, 5, 7), (2, 5003), (300, 3)), range(3), (0, 2)):
         x = torch.randn(shape)
         options = (0, 1.0, 0, axes, reduction)
@@ -156,6 +157,49 @@ def check_launch_counts():
             with recorded_launches(_triton) as shared, recorded_launches(penalty) as own:
                 getattr(penalty, name)(*arguments, *options)
             assert 1 <= len(shared) + len(own) <= LAUNCHES[name], (name, shared, own)
+
+
+def compare_pairwise_cost(real, fake, most, *options):
+    """`most` launches."""
+    what = (real.dtype, tuple(real.shape), real.stride(), *options)
+    dtype = torch.float64 if real.dtype == torch.float64 else torch.float32
+    losses = [torch.randn(len(real), dtype=dtype) for _ in range(2)]
+    with recorded_launches(pairwise_cost) as programs:
+        got = pairwise_cost.pairwise_cost(real, fake, *losses, *options)
+    wanted = pairwise_cost_reference.pairwise_cost(real, fake, *losses, *options)
+    compare(got, wanted, dtype, what)
+    assert len(programs) == most, (what, programs)
+    arguments = (losses[0], wanted[2])
+    with recorded_launches(pairwise_cost) as programs:
+        got = pairwise_cost.pairwise_cost_backward(*arguments)
+    compare(got, pairwise_cost_reference.pairwise_cost_backward(*arguments), dtype, what)
+    assert len(programs) == (len(real) > 0), what
+
+
+def pairwise_costs():
+    for x, slope in zip(tensors(), itertools.cycle((0.0, 1.0, -2.0, 0.3)), strict=False):
+        elements = x.numel() // max(1, len(x))
+        launches = 0 if x.numel() == 0 else 1 + (elements > 2048)
+        compare_pairwise_cost(x, torch.randn_like(x), launches, 0.7 / max(1, elements), slope)
+    compare_pairwise_cost(torch.ones(3, 5), torch.ones(3, 5), 1, 0.0, 0.3)
+    for bad, size in itertools.product((torch.nan, torch.inf, -torch.inf), (40, 5003)):
+        x = torch.ones(2, size)
+        x[1, size - 7] = bad
+        compare_pairwise_cost(x, torch.zeros_like(x), 1 + (size > 2048), 0.1, -1.0)
+    with unittest.mock.patch.object(_triton, "PROGRAMS", 2):  # programs of several steps, with a split and without
+        for batch in (1, 2):
+            compare_pairwise_cost(torch.randn(batch, 5003), torch.randn(batch, 5003), 3 - batch, 1e-4, 0.0)
+    x, losses = torch.empty((1024, 2050), device="meta"), torch.empty(1024, device="meta")
+    with recorded_launches(pairwise_cost, run=False) as programs:
+        pairwise_cost.pairwise_cost(x, x, losses, losses, 0.1, 0.0)
+    assert programs == [1024]
+    shapes = {(64, 3, 64, 64): 384, (64, 3, 256, 256): 1024, (1, 3, 256, 256): 96, (2, 1 << 30): 1024}
+    for shape, least in shapes.items():
+        x, losses = torch.empty(shape, device="meta"), torch.empty(shape[0], device="meta")
+        with recorded_launches(pairwise_cost, run=False) as programs:
+            pairwise_cost.pairwise_cost(x, x, losses, losses, 0.1, 0.0)
+        assert programs[0] >= least, (shape, programs)
+        assert len(programs) == 2, (shape, programs)
 
 
 def norm_act_inputs(x, groups, z=True, weight=True, slope=0.2):
@@ -271,6 +315,8 @@ if __name__ == "__main__":
         penalties()
         check_empty()
         check_launch_counts()
+    elif sys.argv[1] == "pairwise_cost":
+        pairwise_costs()
     elif sys.argv[1] == "norm_act":
         norm_acts()
         check_norm_act()

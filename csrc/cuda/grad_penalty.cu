@@ -83,6 +83,7 @@ struct GroupContext {
 // The epilogues share this end: value = one value a group, or their weighted sum.
 template <class A>
 struct ValueEpilogue {
+  static constexpr bool kTotal = true;
   PenaltyOptions options;
   A* value;
 

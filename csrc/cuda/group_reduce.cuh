@@ -2,7 +2,8 @@
 // over blocks or a value over all groups is wanted.
 //
 // A Term gives what each element adds to its group's State; an Epilogue takes the State of a whole group, writes what
-// belongs to the group and returns what the group adds to the value over all groups.
+// belongs to the group and returns what the group adds to the value over all groups; kTotal is false where there is no
+// such value.
 #pragma once
 
 #include <cstdint>
@@ -65,13 +66,15 @@ inline int64_t reduce_scratch(const ReducePlan& plan) {
 // Adds up `total` over the block; one block of many leaves a part.
 template <class Epilogue>
 __device__ __forceinline__ void finish_block(double total, const Epilogue& epilogue, double* parts) {
-  if (!epilogue.has_total()) return;
-  total = fold_lanes<SumFold<double>>(total, kThreads);
-  if (threadIdx.x != 0) return;
-  if (gridDim.x == 1)
-    epilogue.write_total(total);
-  else
-    parts[blockIdx.x] = total;
+  if constexpr (Epilogue::kTotal) {
+    if (!epilogue.has_total()) return;
+    total = fold_lanes<SumFold<double>>(total, kThreads);
+    if (threadIdx.x != 0) return;
+    if (gridDim.x == 1)
+      epilogue.write_total(total);
+    else
+      parts[blockIdx.x] = total;
+  }
 }
 
 // What one of `lanes` threads takes of elements [begin, end) of a row: every lanes-th unit or element.
@@ -197,21 +200,26 @@ __global__ void __launch_bounds__(kThreads, 3)
   finish_block(total, epilogue, parts);
 }
 
-// Runs the reduction; A is the type of the value over all groups.
-template <class A, class Term, class Epilogue>
-void launch_reduce(const Term& term, const Epilogue& epilogue, const ReducePlan& plan, double* scratch,
-                   cudaStream_t stream) {
+// Runs a reduction whose groups are rows.
+template <class Term, class Epilogue>
+void launch_reduce_rows(const Term& term, const Epilogue& epilogue, const ReducePlan& plan, double* scratch,
+                        cudaStream_t stream) {
   using Fold = typename Term::Fold;
   using State = typename Fold::State;
   static_assert(sizeof(State) <= 2 * sizeof(double), "reduce_scratch is too small");
-  if (plan.columns) {
+  State* states = reinterpret_cast<State*>(scratch);
+  launch(reduce_rows<Term, Epilogue>, plan.blocks, stream, term, epilogue, plan, states, scratch);
+  if (plan.splits > 1) launch(finish_rows<Fold, Epilogue>, 1, stream, states, epilogue, plan.groups.outer, plan.splits);
+}
+
+// Runs a reduction with a value over all groups, of type A.
+template <class A, class Term, class Epilogue>
+void launch_reduce(const Term& term, const Epilogue& epilogue, const ReducePlan& plan, double* scratch,
+                   cudaStream_t stream) {
+  if (plan.columns)
     launch(reduce_columns<Term, Epilogue>, plan.blocks, stream, term, epilogue, plan, scratch);
-  } else {
-    State* states = reinterpret_cast<State*>(scratch);
-    launch(reduce_rows<Term, Epilogue>, plan.blocks, stream, term, epilogue, plan, states, scratch);
-    if (plan.splits > 1)
-      launch(finish_rows<Fold, Epilogue>, 1, stream, states, epilogue, plan.groups.outer, plan.splits);
-  }
+  else
+    launch_reduce_rows(term, epilogue, plan, scratch, stream);
   if (plan.splits == 1 && plan.blocks > 1 && epilogue.has_total())
     launch(finish_sum<A>, 1, stream, scratch, plan.blocks, epilogue.options.weight, epilogue.value);
 }

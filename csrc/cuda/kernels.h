@@ -56,6 +56,26 @@ void launch_penalty_double_backward(ScalarType dtype, const PenaltyOptions& opti
                                     const void* grad_out, const void* grad, const void* saved, void* out_grad,
                                     void* out_grad_out, void* dots, double* scratch, cudaStream_t stream);
 
+// Pairs of samples, `elements` each; losses and results are one value a pair, in the accumulation dtype.
+struct PairCall {
+  int64_t batch, elements;
+  double margin, slope;
+  const void* real;
+  const void* fake;
+  const void* loss_real;
+  const void* loss_fake;
+  void* cost;
+  void* delta;
+  void* slope_at;
+};
+
+// Doubles of scratch memory.
+int64_t pairwise_cost_scratch(ScalarType dtype, int64_t batch, int64_t elements);
+void launch_pairwise_cost(ScalarType dtype, const PairCall& call, double* scratch, cudaStream_t stream);
+// `dtype` is that of all four vectors.
+void launch_pairwise_cost_backward(ScalarType dtype, const void* grad_cost, const void* slope_at, void* grad_real,
+                                   void* grad_fake, int64_t batch, cudaStream_t stream);
+
 // The first derivative of norm_act, or the second where there is a tangent, of tensors that are not empty. Statistics,
 // weight and sums are in the accumulation dtype.
 struct NormCall {

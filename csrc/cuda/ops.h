@@ -37,6 +37,11 @@ std::tuple<Tensor, Tensor> grad_norm_penalty_double_backward(const Tensor& grad_
                                                              double target, int64_t norm, int64_t axes,
                                                              int64_t reduction);
 
+// pairwise_ops.cpp
+std::tuple<Tensor, Tensor, Tensor> pairwise_cost(const Tensor& real, const Tensor& fake, const Tensor& loss_real,
+                                                 const Tensor& loss_fake, double margin, double slope);
+std::tuple<Tensor, Tensor> pairwise_cost_backward(const Tensor& grad_cost, const Tensor& slope_at);
+
 // norm_ops.cpp
 std::tuple<Tensor, Tensor, Tensor> norm_act_backward(const Tensor& grad_out, const Tensor& x,
                                                      const std::optional<Tensor>& z, const Tensor& mean,

@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY_IMPL(GPK_LIBRARY, GPK_DEVICE, m) {
   m.impl("grad_norm_penalty", TORCH_BOX(&gpkernels::cuda::grad_norm_penalty));
   m.impl("grad_norm_penalty_backward", TORCH_BOX(&gpkernels::cuda::grad_norm_penalty_backward));
   m.impl("grad_norm_penalty_double_backward", TORCH_BOX(&gpkernels::cuda::grad_norm_penalty_double_backward));
+  m.impl("pairwise_cost", TORCH_BOX(&gpkernels::cuda::pairwise_cost));
+  m.impl("pairwise_cost_backward", TORCH_BOX(&gpkernels::cuda::pairwise_cost_backward));
   m.impl("norm_act_backward", TORCH_BOX(&gpkernels::cuda::norm_act_backward));
   m.impl("norm_act_double_backward", TORCH_BOX(&gpkernels::cuda::norm_act_double_backward));
   m.impl("spectral_norm_iterate", TORCH_BOX(&gpkernels::cuda::spectral_norm_iterate));

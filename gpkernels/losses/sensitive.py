@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gpkernels._checks import check_floating, check_number, check_same, fail
+from gpkernels.functional import pairwise_cost
 from gpkernels.ops._layout import accumulation_dtype
 
 FAMILY = {
@@ -75,7 +76,7 @@ class LossSensitive:
         check_same("fake", fake, "real", real)
         real_losses = _one_a_sample("real_losses", real_losses, len(real))
         fake_losses = _one_a_sample("fake_losses", fake_losses, len(real))
-        value, delta = _pairwise_cost(real, fake, real_losses, fake_losses, margin=self.margin, slope=self.slope)
+        value, delta = pairwise_cost(real, fake, real_losses, fake_losses, margin=self.margin, slope=self.slope)
         if self.gamma:
             value = value + self.gamma * real_losses
         if weights is not None:
@@ -93,17 +94,6 @@ def _one_a_sample(name: str, losses: Tensor, count: int) -> Tensor:
     if losses.shape[0] != count or losses.numel() != count:
         raise fail(name, f"one loss a sample, shape ({count},) or ({count}, 1, ...)", tuple(losses.shape))
     return losses.reshape(count).to(accumulation_dtype(losses.dtype))
-
-
-def _pairwise_cost(
-    real: Tensor, fake: Tensor, loss_real: Tensor, loss_fake: Tensor, *, margin: float, slope: float
-) -> tuple[Tensor, Tensor]:
-    """(C(a), Delta), each of shape (B,)."""
-    with torch.no_grad():
-        dtype = accumulation_dtype(real.dtype)
-        delta = margin * (real.to(dtype) - fake.to(dtype)).abs().flatten(1).sum(1)
-    a = delta + loss_real - loss_fake
-    return torch.where(a >= 0, a, slope * a), delta
 
 
 def class_loss(logits: Tensor, y: Tensor) -> Tensor:

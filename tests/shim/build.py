@@ -32,6 +32,8 @@ OPS = (
     "grad_norm_penalty",
     "grad_norm_penalty_backward",
     "grad_norm_penalty_double_backward",
+    "pairwise_cost",
+    "pairwise_cost_backward",
     "norm_act_backward",
     "norm_act_double_backward",
     "spectral_norm_iterate",

@@ -109,6 +109,21 @@ void run_penalty(ScalarType dtype, Norm norm, Reduction reduction, Groups groups
   second.check("double backward"), in_upstream.check("double backward in grad_out");
 }
 
+void run_pairs(ScalarType dtype, int64_t batch, int64_t elements, int64_t shift) {
+  const ScalarType sums = accumulation(dtype);
+  Buffer real(dtype, batch * elements, shift), fake(dtype, batch * elements, shift);
+  Buffer loss_real(sums, batch), loss_fake(sums, batch), cost(sums, batch), delta(sums, batch), slope_at(sums, batch);
+  Buffer grad_real(sums, batch), grad_fake(sums, batch);
+  Buffer scratch(ScalarType::Double, pairwise_cost_scratch(dtype, batch, elements));
+  for (const Buffer* given : {&real, &fake, &loss_real, &loss_fake}) given->fill();
+  const PairCall call{batch,           elements,        0.01,       -0.5,        real.get(),    fake.get(),
+                      loss_real.get(), loss_fake.get(), cost.get(), delta.get(), slope_at.get()};
+  launch_pairwise_cost(dtype, call, static_cast<double*>(scratch.get()), nullptr);
+  cost.check("cost"), delta.check("delta"), slope_at.check("slope_at");
+  launch_pairwise_cost_backward(sums, cost.get(), slope_at.get(), grad_real.get(), grad_fake.get(), batch, nullptr);
+  grad_real.check("pairwise_cost_backward"), grad_fake.check("pairwise_cost_backward in loss_fake");
+}
+
 struct NormCase {
   int64_t batch, channels, pixels, groups;
   bool channels_innermost;
@@ -205,6 +220,9 @@ int main(int count, char** arguments) {
       run_penalty(dtype, norm, Reduction::sum, {2, 40, 72}, 0);     // columns shared by threads
       run_penalty(dtype, norm, Reduction::mean, {2, 3, 301}, 1);    // columns, unaligned
     }
+    run_pairs(dtype, 2, 16400, 0);                       // rows split over blocks
+    run_pairs(dtype, 3, 2000, 1);                        // a row a block, unaligned
+    run_pairs(dtype, 300, 37, 0);                        // several rows a block
     const int64_t split = 33'000 / item_size(dtype);     // elements of a group that two blocks share
     run_norm(dtype, {1, 2, split / 2, 1, false}, 0);     // runs
     run_norm(dtype, {3, 6, 35, 3, false}, 1);            // several groups of runs a block, unaligned
