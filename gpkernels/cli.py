@@ -1,4 +1,4 @@
-"""The command line: gpkernels train | sample | presets | doctor.
+"""The command line: gpkernels train | sample | evaluate | presets | doctor.
 
 What a person can put right ends in one line on stderr and exit code 2, without a traceback.
 """
@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from gpkernels._version import __version__
 from gpkernels.errors import UserError
+from gpkernels.metrics.command import add_command as add_evaluate
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, default=Path("grid.png"), help="the PNG to write (default: grid.png)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the latent vectors (default: 0)")
     sample.set_defaults(run=_sample)
+    add_evaluate(commands)
     presets = commands.add_parser("presets", help="list the presets of train")
     presets.set_defaults(run=_presets)
     doctor = commands.add_parser("doctor", help="say what is built, which backend each op uses and why; check each op")
