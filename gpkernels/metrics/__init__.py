@@ -6,7 +6,7 @@ where the user brings the Inception weights it is defined by.
 """
 
 from gpkernels.metrics.distances import frechet_distance, gaussian_frechet, kid, precision_recall
-from gpkernels.metrics.evaluate import Evaluator, evaluate
+from gpkernels.metrics.evaluator import Evaluator, evaluate
 from gpkernels.metrics.reconstruction import minimum_reconstruction_error
 from gpkernels.metrics.sliced import pyramid_wasserstein, sliced_wasserstein
 from gpkernels.metrics.table import METRICS, Metric, Result

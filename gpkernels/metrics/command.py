@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpkernels._version import __version__
 from gpkernels.errors import UserError
-from gpkernels.metrics.evaluate import SAMPLES, Evaluator
+from gpkernels.metrics.evaluator import SAMPLES, Evaluator
 from gpkernels.metrics.faces import CELEBA_BOXES
 from gpkernels.metrics.features import digest
 from gpkernels.metrics.images import to_bytes
@@ -155,8 +155,11 @@ def _sampler(
         if labels is not None:
             inputs.append(labels[torch.randint(len(labels), (n,), generator=draws)])
         parts = zip(*(x.split(256) for x in inputs), strict=True)
-        with torch.no_grad():
-            return torch.cat([to_bytes("generator", generator(*(x.to(device) for x in part))) for part in parts])
+        try:
+            with torch.no_grad():
+                return torch.cat([to_bytes("images", generator(*(x.to(device) for x in part))) for part in parts])
+        except ValueError as error:
+            raise UserError(f"checkpoint: its generator does not give images ({error})") from None
 
     return draw
 

@@ -7,6 +7,8 @@ one that torchvision trained: average pools do not count their padding, and the 
 from __future__ import annotations
 
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +98,13 @@ class Inception(Extractor):
 
 def _load(path: Path, device: torch.device) -> tuple[Any, str]:
     try:
+        if _is_script(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's, which the user's file needs
+                return _Script(torch.jit.load(path, map_location=device)), "TorchScript, which resizes"
         weights = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError):
-        try:
-            return _Script(torch.jit.load(path, map_location=device)), "TorchScript, which resizes"
-        except (RuntimeError, ValueError):
-            raise UserError(f"--fid-weights: wanted {_WANTED}, got {path}, which is neither") from None
+        raise UserError(f"--fid-weights: wanted {_WANTED}, got {path}, which is neither") from None
     if not isinstance(weights, dict) or any(not isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"--fid-weights: wanted {_WANTED}, got something else in {path}")
     classes = weights.get("fc.weight", torch.empty(0)).shape
@@ -114,6 +117,14 @@ def _load(path: Path, device: torch.device) -> tuple[Any, str]:
         return Network(weights), "299x299 by TensorFlow 1's bilinear resizing"
     except (KeyError, RuntimeError) as error:
         raise UserError(f"--fid-weights: wanted {_WANTED}, got {path}, which lacks {error}") from None
+
+
+def _is_script(path: Path) -> bool:
+    """A zip archive with code in it; torch.save writes zip archives without."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 class _Script:

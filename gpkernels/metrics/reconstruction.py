@@ -29,7 +29,7 @@ def minimum_reconstruction_error(
 
     generator: z (B, nz) to images (B, C, H, W), called as generator(z, y) where `labels` (N,) are given; batches
     hold the starts of several images. images: (N, C, H, W), float, in the generator's range and on its device.
-    Raises ValueError for images of another shape than the generator's.
+    Raises ValueError for images of another shape than the generator's, and for a generator without gradient.
     """
     check_floating("images", images)
     for name, value in (("nz", nz), ("starts", starts), ("steps", steps), ("batch", batch)):
@@ -64,6 +64,8 @@ def _descend(
             made = generator(z, *labels)
             if made.shape != wanted.shape:
                 raise fail("images", f"the generator's shape {tuple(made.shape[1:])}", tuple(wanted.shape[1:]))
+            if not made.requires_grad:
+                raise fail("generator", "images with a gradient to z", "images without one")
             squares = (made - wanted).square().flatten(1).sum(1)
         best = torch.minimum(best, squares.detach().sqrt())
         if step < steps:
