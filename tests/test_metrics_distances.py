@@ -67,6 +67,7 @@ class WithCount(nn.Identity):
     num_features = 16
 
 
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
 @pytest.mark.parametrize("rows", [7, 1024])
 def test_kid_is_that_of_torchmetrics(rows, monkeypatch):
     """One subset of everything leaves nothing to chance; blocks of rows change nothing."""

@@ -17,7 +17,7 @@ from gpkernels.metrics.images import to_bytes
 from gpkernels.training import TrainConfig, checkpoint, data
 
 SKIMAGE = Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data"
-N = 120
+N = 100
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +83,7 @@ def test_face_rate_orders_faces_and_noise():
     assert any("grey images" in note for note in result.notes)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_frechet_distance_of_pixels_and_of_real_inception_features(tmp_path, patches):
     """`fid` runs the user's network; its mean and covariance give the distance."""
     images = patches[:, :, ::8, ::8]  # 48 pixels
@@ -318,6 +319,17 @@ def test_what_a_person_can_put_right_is_one_line(trained, tmp_path, capsys, argu
     assert errors.startswith("gpkernels: error: ")
     assert errors.count("\n") == 1
     assert message in errors
+
+
+def test_other_data_is_said_to_be_other(trained, capsys, monkeypatch):
+    loaded = []
+    images = np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(32, 2).repeat(32, 3)
+    monkeypatch.setattr(data, "load", lambda config: loaded.append(config) or data.ImageSet("x", images))
+    code, text, _ = run(capsys, trained, "--data", "folder:elsewhere", "--metrics", "swd", "--n", 100)
+    assert code == 0
+    assert "100 other images of folder:elsewhere" in text
+    assert "whether it was trained on them is not known" in text
+    assert (loaded[0].data, loaded[0].image_size) == ("folder:elsewhere", 32)
 
 
 def test_colour_data_for_a_grey_checkpoint_is_refused(trained, tmp_path, capsys):

