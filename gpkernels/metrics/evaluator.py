@@ -125,8 +125,7 @@ class Evaluator:
 
     def _complete(self, row: Metric, result: Result) -> Result:
         extractor: Any = self._detector if row.extractor == "onet" else self._extractors.get(row.extractor)
-        notes = [note.format(name=row.name) for note in row.notes]
-        notes += getattr(extractor, "notes", ())
+        notes = [*row.notes, *getattr(extractor, "notes", ())]
         if row.extractor not in ("", "pixels") and self.real.shape[1] == 1:
             notes.append("grey images repeated to three channels: not comparable with numbers on colour images")
         return dataclasses.replace(

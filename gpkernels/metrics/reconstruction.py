@@ -18,7 +18,7 @@ def minimum_reconstruction_error(
     labels: Tensor | None = None,
     starts: int = 3,
     steps: int = 100,
-    lr: float = 0.1,
+    lr: float = 0.2,
     batch: int = 64,
     seed: int = 0,
 ) -> Tensor:

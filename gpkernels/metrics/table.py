@@ -96,7 +96,7 @@ def _binomial(share: float, count: int) -> float:
     return (share * (1 - share) / count) ** 0.5
 
 
-_SIZE_MATTERS = "{name} changes with the number of images: compare it at the same n only"
+_SIZE_MATTERS = "all but KID, face rate and mre change with the number of images: compare them at the same n only"
 
 _DISTANCES = {
     "kid": _Distance("lower", _kid, "kernel inception distance, unbiased at any n", "Binkowski et al. 2018, section 4"),
