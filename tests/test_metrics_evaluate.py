@@ -257,10 +257,6 @@ class Labelled:
         return self
 
 
-class Conditional(TrainConfig):
-    condition = "concat"
-
-
 class Split(data.ImageSet):
     """As data with labels and a held-out part: a quarter has label 1."""
 
@@ -274,7 +270,9 @@ class Split(data.ImageSet):
 
 def test_labels_have_the_real_frequencies_and_held_out_images_are_used(tmp_path, capsys, monkeypatch):
     (tmp_path / "checkpoint.pt").write_text("")
-    monkeypatch.setattr(checkpoint, "load_generator", lambda path: (Labelled(), Conditional(nz=8), 7))
+    config = TrainConfig(nz=8)
+    object.__setattr__(config, "condition", "concat")
+    monkeypatch.setattr(checkpoint, "load_generator", lambda path: (Labelled(), config, 7))
     images = np.zeros((200, 1, 32, 32), np.uint8)
     monkeypatch.setattr(data, "load", lambda config: Split("all", images))
     evaluators = []
