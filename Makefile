@@ -1,6 +1,7 @@
 # make train   trains LS-GAN-PG on the embedded faces into runs/ (installs into .venv first)
 # make test    installs the development tools and runs every test
 # make lint    ruff, clang-format, mypy;   make format   applies the first two
+# facenet-pytorch carries a file that is read, and asks for another torch: so without its dependencies.
 # PYTHON and PIP_FLAGS may be given on the command line.
 
 PYTHON ?= python3
@@ -41,4 +42,5 @@ clean:
 
 .venv/dev: .venv/train
 	$(PIP) --no-build-isolation --editable '.[dev]'
+	$(PIP) --no-deps facenet-pytorch
 	touch $@

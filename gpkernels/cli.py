@@ -1,4 +1,4 @@
-"""The command line: gpkernels train | sample | presets | losses | doctor.
+"""The command line: gpkernels train | sample | evaluate | presets | losses | doctor.
 
 What a person can put right ends in one line on stderr and exit code 2, without a traceback.
 """
@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 from gpkernels._version import __version__
 from gpkernels.errors import UserError
-from gpkernels.losses import command as losses
+from gpkernels.losses.command import add_command as add_losses
+from gpkernels.metrics.command import add_command as add_evaluate
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,9 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, default=Path("grid.png"), help="the PNG to write (default: grid.png)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the latent vectors (default: 0)")
     sample.set_defaults(run=_sample)
+    add_evaluate(commands)
     presets = commands.add_parser("presets", help="list the presets of train")
     presets.set_defaults(run=_presets)
-    losses.add_command(commands)
+    add_losses(commands)
     doctor = commands.add_parser("doctor", help="say what is built, which backend each op uses and why; check each op")
     doctor.set_defaults(run=_doctor)
     return parser
