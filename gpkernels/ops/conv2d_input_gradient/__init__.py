@@ -29,6 +29,8 @@ def most_channels(input: Tensor, stride: Sequence[int]) -> int:
     """Channels of the input up to which the kernel was the faster one, on a CPU with AVX-512."""
     if min(stride) == 1:
         return 8
+    if input.shape[3] < 32:  # a row has too few cells
+        return 16
     return 64 if input.is_contiguous() else 32
 
 
