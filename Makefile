@@ -16,7 +16,7 @@ train: .venv/train
 	$(BIN)/gpkernels train --preset ls-gan-pg-mini --data lfw-mini
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .
