@@ -59,11 +59,11 @@ def convert(state_dict: Mapping[str, Tensor], target: str, *, source: str | None
 
     Raises:
         TypeError: not a mapping of strings.
-        ValueError: an unknown format; a format not recognised, or several; a weight without its vectors, also
-            one normalised as a vector or by norm="convolution", which no other format has, or a vector without its weight; shapes that do not belong together; a key that the result
-            would have twice; for
-            "biggan" and "mimicry", a weight of another name than "weight", rows that are not its first dimension,
-            or several singular values a layer.
+        ValueError: an unknown format; a format not recognised, or several; a weight without its vectors, so also one
+            normalised as a vector or by norm="convolution", which other formats do not have, or a vector without its
+            weight; shapes that do not belong together; a key that the result would have twice; for "biggan" and
+            "mimicry", a weight of another name than "weight", rows that are not its first dimension, or several
+            singular values a layer.
     """
     check_choice("target", target, FORMATS)
     source = recognise(state_dict) if source is None else source
