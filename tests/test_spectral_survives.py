@@ -168,7 +168,7 @@ def test_an_average_through_data_is_seen():
 
 
 def rounded(weight):
-    """Nearly in the same direction, for which u and v are good, but no multiple: that would be normalised to the same."""
+    """So near that u and v are good for it, but no multiple, which would be normalised to the same."""
     return 2 * weight.detach() + 1e-2 * weight.detach().sign()
 
 
@@ -197,10 +197,10 @@ def change_by_assignment(model):
 def test_a_changed_weight_is_normalised_anew(change, grads):
     model = normalised()
     x = images()
-    before = vectors(model)
     with torch.set_grad_enabled(grads):
         stale = model(x)
         change(model)
+        before = vectors(model)
         torch.testing.assert_close(model(x), copy.deepcopy(model)(x))
         assert not torch.allclose(model(x), stale)
     assert_unmoved(model, before)

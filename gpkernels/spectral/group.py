@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from gpkernels.ops.spectral_norm.autograd import (
     groups_of,
     spectral_iterate,
     spectral_scale,
-    without_autocast,
 )
 from gpkernels.spectral import steps
 from gpkernels.spectral.portable import State
@@ -27,22 +26,37 @@ if TYPE_CHECKING:
     from gpkernels.spectral.parametrization import SpectralNorm
 
 
-class Result(NamedTuple):
-    """A normalised weight kept for the next read, and the state it was made in; `once`, for one read."""
+class Result:
+    """A normalised weight for the next read, and the state it was made in.
 
-    value: Tensor
-    version: int
-    state: State
-    captured: bool
-    once: bool
+    `kept` serves any number of reads. Another one waits for one read; where that has gradients, in training mode, it
+    then serves others as long as a graph keeps it alive, so that the forwards of a step have one node.
+    """
 
-    def holds(self, state: State) -> bool:
+    __slots__ = ("captured", "kept", "ref", "state", "value", "version")
+
+    def __init__(self, value: Tensor, state: State, captured: bool, kept: bool) -> None:
+        self.value: Tensor | None = value
+        self.ref = weakref.ref(value)
+        self.version = 0 if value.is_inference() else value._version
+        self.state, self.captured, self.kept = state, captured, kept
+
+    @property
+    def waits(self) -> bool:
+        return not self.kept and self.value is not None
+
+    def right(self, state: State) -> Tensor | None:
+        """The value, if it is right in this state."""
         value = self.value
+        if value is None:
+            value = self.ref()
+            if value is None:
+                return None
+            value._fix_weakref()  # type: ignore[attr-defined]
         if self.state != state or self.captured != _capturing(value):
-            return False
-        if value.is_inference():
-            return torch.is_inference_mode_enabled()
-        return value._version == self.version
+            return None
+        usable = torch.is_inference_mode_enabled() if value.is_inference() else value._version == self.version
+        return value if usable else None
 
 
 class Group:
@@ -95,7 +109,7 @@ class Group:
     @torch.no_grad()
     def update(self, members: Sequence[SpectralNorm], iterations: int | None = None) -> None:
         """Moves u and v of these layers, and keeps their sigma. iterations=0 only measures it."""
-        with self._lock, without_autocast(members[0].uv()[0]):
+        with self._lock:
             weights, u, v, dims = [], [], [], []
             for member in members:
                 weight = member.original()
@@ -162,9 +176,10 @@ class Group:
             s = state if m is member else m.state(w)
             if s is None or m.is_known(s) != known:
                 continue
-            has = m is not member and m.has(grads, s)
-            waiting |= has
-            if not (known and has):
+            result = m.known.results.get(grads) if m is not member else None
+            has = result is not None and result.right(s) is not None
+            waiting |= has and result.waits
+            if not has or result.waits:
                 batch.append((m, w, s))
         captured = _capturing(weight)
         self._graph_reads_sigma |= captured
@@ -173,36 +188,31 @@ class Group:
             (value,) = self._compute([member], [weight], False)
             if torch.equal(spent, member.known.spent):
                 return value
-        results = self._compute([m for m, _, _ in batch], [w for _, w, _ in batch], known)
-        once, mine = self._graph_reads_sigma or not known, None
-        for (m, _, s), value in zip(batch, results, strict=True):
-            if once:
+        values = self._compute([m for m, _, _ in batch], [w for _, w, _ in batch], known)
+        kept = known and not self._graph_reads_sigma
+        for (m, _, s), value in zip(batch, values, strict=True):
+            if not kept:
                 m.known.results.clear()
-            if m is member:
-                mine = value
-                if once:
-                    continue
-            version = 0 if value.is_inference() else value._version
-            m.known.results[grads] = Result(value, version, s, captured, once)
-        assert mine is not None
-        return mine
+            m.known.results[grads] = Result(value, s, captured, kept)
+        found = member.take(grads, state)
+        assert found is not None
+        return found
 
     def _compute(self, members: list[SpectralNorm], weights: list[Tensor], known: bool) -> list[Tensor]:
         """W target / sigma; `known` where the layers' sigma belongs to their state."""
         grads = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
-        with without_autocast(members[0].uv()[0]):
-            if known:
-                u, v = map(list, zip(*[m.uv() for m in members], strict=True))
-                sigmas = self._known_sigmas(members, weights)
-                if grads:  # the backward's own: DDP may write the buffers before it, with the same values
-                    both = copies([*u, *v])
-                    u, v = both[: len(u)], both[len(u) :]
-            else:
-                u, v, sigmas = self.measured(members, weights)
-                for m, sigma in zip(members, by_layer(weights, sigmas), strict=True):
-                    m.known.spent = sigma
-            dims, targets = [m.dim for m in members], [m.target for m in members]
-            return spectral_scale(weights, u, v, sigmas, dims, targets, self.eps)
+        if known:
+            u, v = map(list, zip(*[m.uv() for m in members], strict=True))
+            sigmas = self._known_sigmas(members, weights)
+            if grads:  # the backward's own: DDP may write the buffers before it, with the same values
+                both = copies([*u, *v])
+                u, v = both[: len(u)], both[len(u) :]
+        else:
+            u, v, sigmas = self.measured(members, weights)
+            for m, sigma in zip(members, by_layer(weights, sigmas), strict=True):
+                m.known.spent = sigma
+        dims, targets = [m.dim for m in members], [m.target for m in members]
+        return spectral_scale(weights, u, v, sigmas, dims, targets, self.eps)
 
     @torch.no_grad()
     def measured(

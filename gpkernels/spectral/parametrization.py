@@ -81,21 +81,22 @@ class SpectralNorm(Owned):
         known = self.known
         return self.training and known.sigma is not None and known.state == state
 
-    def has(self, grads: bool, state: State) -> bool:
-        """Whether a result waits that is right in this state."""
-        result = self.known.results.get(grads)
-        return result is not None and result.holds(state)
-
     def take(self, grads: bool, state: State) -> Tensor | None:
         """A result that is right in this state; one with a graph serves a read without gradients too."""
         results = self.known.results
         for key in (True,) if grads else (False, True):
             result = results.get(key)
-            if result is None or not (result.once or self.training) or not result.holds(state):
+            if result is None or (key != grads if result.waits else not self.training):
                 continue
-            if result.once:
-                del results[key]
-            return result.value if key == grads else result.value.detach()
+            value = result.right(state)
+            if value is None:
+                continue
+            if result.waits:
+                if grads and self.training:
+                    result.value = None
+                else:
+                    del results[key]
+            return value if key == grads else value.detach()
         return None
 
     def forward(self, weight: Tensor) -> Tensor:
