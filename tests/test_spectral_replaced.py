@@ -200,7 +200,7 @@ def test_calls_at_any_depth(state):
         rewrite()
         found.append(collections.Counter(count(run).launches) - without)
     assert found[0] == found[1]
-    assert sum(found[0].values()) <= {"copy": 25, "buffers written": 10, "trained": 4}[state], found[0]
+    assert sum(found[0].values()) <= {"copy": 25, "buffers written": 12, "trained": 4}[state], found[0]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -507,14 +507,13 @@ def test_calls_of_spectral_normalize_share_vectors():
 @pytest.mark.parametrize("autograd_mode", [torch.no_grad, torch.inference_mode])
 def test_weights_that_are_not_dense(autograd_mode):
     w, (u, v) = torch.randn(6, 4, 8, requires_grad=True), (torch.ones(6) / 6**0.5, torch.ones(16) / 4)
-    part, v_other = w[:, :, ::2], v.clone()
-    found = gp.spectral_normalize(part, u.clone(), v)
-    wanted = gp.spectral_normalize(part.contiguous(), u.clone(), v_other)
-    torch.testing.assert_close([found, v], [wanted, v_other])
+    part, others = w[:, :, ::2], (u.clone(), v.clone())
+    found, wanted = gp.spectral_normalize(part, u, v), gp.spectral_normalize(part.contiguous(), *others)
+    torch.testing.assert_close((found, u, v), (wanted, *others))
     for result in torch.autograd.grad(found.square().sum() - wanted.square().sum(), w):
         torch.testing.assert_close(result, torch.zeros_like(result), atol=1e-5, rtol=0)
     with autograd_mode():
-        torch.testing.assert_close(gp.spectral_normalize(part, u.clone(), v, n_power_iterations=0), found)
+        torch.testing.assert_close(gp.spectral_normalize(part, u, v, n_power_iterations=0), found)
 
 
 def test_words_for_odd_weights():

@@ -176,11 +176,12 @@ class Group:
             s = state if m is member else m.state(w)
             if s is None or m.is_known(s) != known:
                 continue
-            result = m.known.results.get(grads) if m is not member else None
-            has = result is not None and result.right(s) is not None
-            waiting |= has and result.waits
-            if not has or result.waits:
-                batch.append((m, w, s))
+            result = None if m is member else m.known.results.get(grads)
+            if result is not None and result.right(s) is not None:
+                if not result.waits:
+                    continue
+                waiting = True
+            batch.append((m, w, s))
         captured = _capturing(weight)
         self._graph_reads_sigma |= captured
         spent = member.known.spent
@@ -218,12 +219,12 @@ class Group:
     def measured(
         self, members: Sequence[SpectralNorm], weights: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Sigmas]:
-        """Copies of u and v of length 1, and sigma. Where they may be those of another weight, which is asked unless it
-        is the weight of the last update in training mode, and are, new ones."""
+        """Copies of u and v of length 1, and sigma; new ones where they belong to another weight, which is not asked of
+        the weight of the last update."""
         plain, dims = [w.detach() for w in weights], [m.dim for m in members]
         u, v = self._units(members, plain)
         sigmas = spectral_iterate(plain, u, v, dims, 0, self.eps)
-        some = [i for i, m in enumerate(members) if not m.training or m.known.mark != steps.mark(weights[i])]
+        some = [i for i, (m, w) in enumerate(zip(members, weights, strict=True)) if not m.is_last(w)]
         if some and not _capturing(plain[0]):
             found = misfits(plain, u, v, dims, self.eps, sigmas)
             wrong = [i for i in found if i in some]

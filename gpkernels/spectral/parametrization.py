@@ -12,6 +12,7 @@ from gpkernels._support import under_transform
 from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops.spectral_norm import reference
 from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale, without_autocast
+from gpkernels.spectral import steps
 from gpkernels.spectral.group import Group
 from gpkernels.spectral.portable import Owned, State
 from gpkernels.spectral.vectors import START, copies, fresh, start, units
@@ -80,6 +81,11 @@ class SpectralNorm(Owned):
         """Whether an update measured sigma in this state, and another one will follow the next change."""
         known = self.known
         return self.training and known.sigma is not None and known.state == state
+
+    def is_last(self, weight: Tensor) -> bool:
+        """Whether it is the weight of the last update, whatever has been written to u and v since."""
+        known = self.known
+        return self.training and known.sigma is not None and known.mark == steps.mark(weight)
 
     def take(self, grads: bool, state: State) -> Tensor | None:
         """A result that is right in this state; one with a graph serves a read without gradients too."""
@@ -175,15 +181,22 @@ class SpectralNormOfVector(nn.Module):
         super().__init__()
         self.eps, self.target = eps, target
 
-    def measure(self, weight: Tensor) -> Tensor:
+    def _parts(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight, its largest element, which keeps squares finite, and the norm of their quotient."""
         wide = weight.to(accumulation_dtype(weight.dtype))
-        largest = wide.detach().abs().amax()  # whose square may be infinite
+        largest = wide.detach().abs().amax()
         largest = torch.where(largest > 0, largest, 1.0)
-        return (wide / largest).square().sum().clamp_min(torch.finfo(wide.dtype).tiny).sqrt() * largest
+        squares = (wide / largest).square().sum()
+        return wide, largest, torch.where(squares > 0, squares, 1.0).sqrt()
+
+    def measure(self, weight: Tensor) -> Tensor:
+        wide, largest, norm = self._parts(weight)
+        return torch.where(wide.detach().any(), norm * largest, 0.0)
 
     def forward(self, weight: Tensor) -> Tensor:
-        norm = self.measure(weight)
-        return (weight * (self.target / norm.masked_fill(norm <= self.eps, 1.0))).to(weight.dtype)
+        wide, largest, norm = self._parts(weight)
+        dead = self.measure(weight.detach()) <= self.eps
+        return torch.where(dead, self.target * wide, wide / largest * (self.target / norm)).to(weight.dtype)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value

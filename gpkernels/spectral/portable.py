@@ -35,6 +35,7 @@ class Known:
     def __init__(self, owner: ParametrizationList | None = None, fresh: bool = False) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
         self.fresh, self.at = fresh, 0
+        self.spent: Tensor | None
         self.results: dict[bool, Any] = {}
         self.forget()
 
@@ -124,7 +125,7 @@ class Owned(nn.Module):
         self.fit(weight)
         if all(prefix + name in state_dict for name in self.vectors):
             self.known.fresh = False
-        elif prefix.removesuffix("0.") + "original" in state_dict and not weight.is_meta:
+        elif self.known.mark not in (None, steps.mark(weight)) and not weight.is_meta:
             self.restart(weight.detach())
 
     def __getstate__(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def misfits(
 
     After an iteration u is the direction of W v, and another one adds little to sigma: where sigma is below 0.9 |W v|,
     or below half of what another iteration gives, the vectors are those of another weight."""
-    none = [torch.zeros_like(x) for x in u]  # W^T 0 leaves v as it is
+    none = list(torch._foreach_mul(u, 0.0))  # W^T 0 leaves v as it is
     images = spectral_iterate(weights, none, copies(v), dims, 1, eps)
     further = spectral_iterate(weights, copies(u), copies(v), dims, 1, eps)
     found = []

@@ -76,7 +76,8 @@ def spectral_iterate(
     """
     sigmas = []
     for indices in groups_of(weights):
-        w, left, right, d = (_take(x, indices) for x in (weights, u, v, dims))
+        w, left, right = (_take(x, indices) for x in (weights, u, v))
+        d = _take(dims, indices)
         impl = registry.choose("spectral_norm", w[0])
         assert impl.update is not None
         with torch.no_grad(), without_autocast(w[0]):
@@ -210,7 +211,7 @@ class Scale(torch.autograd.Function):
         if layers:
             some = [_dense(grads[i]) for i in layers]
             weights, options = [ctx.weights[i] for i in layers], ctx.options.of(layers)
-            if under_transform() or _is_batched(some):
+            if _is_vmapped(some):
                 in_weights: Sequence[Tensor] = _plain_backward(options, some, weights)
             elif torch.is_grad_enabled():
                 in_weights = ScaleBackward.apply(options, *some, *weights)
@@ -223,7 +224,7 @@ class Scale(torch.autograd.Function):
 
 def _dense(grad: Any) -> Tensor:
     """Embeddings with sparse=True send sparse gradients; that of a norm is dense."""
-    return grad if grad.layout is torch.strided else grad.to_dense()
+    return grad if torch.compiler.is_compiling() or grad.layout is torch.strided else grad.to_dense()
 
 
 def _backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list[Tensor]:
@@ -231,9 +232,11 @@ def _backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list
     return impl.backward([g.contiguous() for g in grads], weights, u, v, sigma, dims, targets, eps)
 
 
-def _is_batched(grads: list[Tensor]) -> bool:
-    """By `is_grads_batched`, which is vmap without being a transform."""
-    return any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
+def _is_vmapped(grads: list[Tensor]) -> bool:
+    """By a transform, or by `is_grads_batched`, which is a vmap of its own."""
+    if torch.compiler.is_compiling():
+        return False
+    return under_transform() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
 
 
 def _plain_backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list[Tensor]:
