@@ -187,7 +187,8 @@ class Group:
         spent = member.known.spent
         if waiting and spent is not None and not captured:  # again in one pass, if the weight is still the same
             (value,) = self._compute([member], [weight], False)
-            if torch.equal(spent, member.known.spent):
+            again = member.known.spent
+            if again is not None and torch.equal(spent, again):
                 return value
         values = self._compute([m for m, _, _ in batch], [w for _, w, _ in batch], known)
         kept = known and not self._graph_reads_sigma

@@ -81,10 +81,9 @@ class Owned(nn.Module):
 
     def state(self, weight: Tensor) -> State | None:
         """None with inference tensors, which have no version."""
-        buffers, marks = self._buffers, [steps.mark(weight)]
-        for name in self.vectors:
-            marks.append(steps.mark(buffers[name]))  # type: ignore[arg-type]
-        return None if None in marks else tuple(marks)  # type: ignore[arg-type]
+        mark, buffers = steps.mark, self._buffers
+        marks: Any = (mark(weight), *[mark(buffers[name]) for name in self.vectors])  # type: ignore[arg-type]
+        return None if None in marks else marks
 
     def held(self, weight: Tensor) -> Any:
         return weight.detach(), [self._buffers[name] for name in self.vectors]

@@ -120,9 +120,9 @@ def _list_of(module: Any, name: str) -> ParametrizationList:
 
 def norm_of(module: nn.Module, name: str) -> Any:
     """Our normalisation of a weight; None if it has none, or no longer."""
-    if not parametrize.is_parametrized(module, name):
-        return None
-    return next((p for p in _list_of(module, name) if isinstance(p, _OURS)), None)
+    lists: Any = module._modules.get("parametrizations")  # as an attribute it takes three times as long
+    found = None if lists is None else lists._modules.get(name)
+    return None if found is None else next((p for p in found._modules.values() if isinstance(p, _OURS)), None)
 
 
 @torch.no_grad()

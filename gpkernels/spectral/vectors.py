@@ -34,7 +34,7 @@ def copies(vectors: list[Tensor]) -> list[Tensor]:
     first = vectors[0]
     if first.is_cuda or any(x.dtype != first.dtype or x.device != first.device for x in vectors):
         return list(torch._foreach_mul(vectors, 1.0))  # aligned each, as the kernels like them
-    return list(torch.cat(vectors).split([len(x) for x in vectors]))
+    return list(torch.cat(vectors).split([x.numel() for x in vectors]))
 
 
 def start(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
