@@ -252,6 +252,16 @@ def test_parameters_without_a_gradient_are_not_stepped():
     assert not torch.equal(model[1].parametrizations.weight[0]._u, before["1.parametrizations.weight.0._u"])
 
 
+def test_layers_of_different_steps_have_their_own_sigma():
+    model, _ = linears(8)
+    model(torch.randn(2, 8)).sum().backward()
+    for layer in model[:2]:
+        torch.optim.SGD(layer.parameters(), 0.1).step()
+    model[1:].requires_grad_(False)
+    norm, weight = model[0].parametrizations.weight[0], originals(model)[0]
+    torch.testing.assert_close(model[0].weight, weight / (norm._u @ weight @ norm._v))
+
+
 @pytest.mark.parametrize("make", [lambda p: Wrapping(torch.optim.SGD(p, 0.1)), lambda p: Wrapping(ThroughData(p))])
 def test_a_convolution_norm_moves_once_a_step(make):
     model = gp.spectral_norm(nn.Conv2d(2, 3, 3), norm="convolution", input_shape=(6, 6))
