@@ -401,6 +401,7 @@ def test_halves_keep_the_vectors_bits():
     model = normalised()
     before = vectors(model)
     assert_unmoved(model.to(torch.bfloat16), before)
+    assert model[0].parametrizations.weight[0].known.held is None, "the float32 weights are let go"
 
 
 @pytest.mark.parametrize("norm", ["matrix", "convolution"])

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from test_engine_costs import Counts
-from test_spectral_modules import assert_unmoved, critic, images, largest, train_step, vectors
+from test_spectral_modules import ThroughData, assert_unmoved, critic, images, largest, train_step, vectors
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -244,6 +244,9 @@ def test_an_optimizer_that_leaves_versions_alone_in_evaluation(grads):
     model.train()
     train_step(model, optimizer, x)
     assert not model[0].parametrizations.weight[0].known.results, "a step drops what it made stale"
+    model.eval()
+    train_step(model, ThroughData(model.parameters()), x)
+    torch.testing.assert_close(model.train()(x), copy.deepcopy(model)(x))
 
 
 def test_gradients_and_none_in_turn():
