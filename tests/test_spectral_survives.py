@@ -212,10 +212,12 @@ def test_a_result_that_was_written_to_is_made_anew():
     gp.spectral_norm_handle(model).update()
     wanted = model[2].weight.detach().clone()
     for grads in (True, False):
+        other = model[0].weight
         with torch.no_grad():
             model[2].weight.zero_()
         with torch.set_grad_enabled(grads):
             torch.testing.assert_close(model[2].weight, wanted)
+        assert model[0].weight is other, "the others are as they were"
 
 
 def test_u_and_v_written_before_the_backward_with_the_same_values():

@@ -92,7 +92,7 @@ class SpectralNorm(Owned):
         results = self.known.results
         for key in (True,) if grads else (False, True):
             result = results.get(key)
-            if result is None or (key != grads if result.waits else not self.training):
+            if result is None or not (result.waits or self.training):
                 continue
             value = result.right(state)
             if value is None:
