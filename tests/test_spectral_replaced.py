@@ -44,7 +44,7 @@ def assign(model):
 
 def initialise(model):
     for weight in originals(model):
-        nn.init.orthogonal_(weight)
+        nn.init.normal_(weight)
 
 
 def load_without_vectors(model):
@@ -125,6 +125,15 @@ def test_weights_swapped_through_data_in_evaluation(grads, partly):
             model[0].weight if partly else model(x)
             swap(model)
             torch.testing.assert_close(model(x), copy.deepcopy(model)(x))
+
+
+def test_a_pass_leaves_nothing_for_later_ones():
+    model, x = linears(8)[0].eval(), torch.randn(4, 8)
+    _ = model[0].weight  # computes what follows, too
+    swap(model)
+    with torch.no_grad():
+        wanted = model(x), model[1].weight
+    torch.testing.assert_close((model[1].weight, model(x)), wanted[::-1])
 
 
 def test_an_average_in_training_mode_written_through_data():
