@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import gpkernels as gp
+from gpkernels.ops.spectral_norm.autograd import spectral_iterate
 from gpkernels.spectral.group import Group
-from gpkernels.spectral.vectors import units
+from gpkernels.spectral.vectors import misfits, units
 
 
 def linears(width=64, **options):
@@ -146,7 +147,8 @@ def test_an_average_in_training_mode_written_through_data():
             torch.testing.assert_close(net(x), copy.deepcopy(net)(x))
 
 
-def test_data_given_at_the_same_address():
+@pytest.mark.parametrize("updated", [False, True])
+def test_data_given_at_the_same_address(updated):
     """Defect: the allocator gives the first address back, and nothing seems to have changed. It is held until then."""
     for width in (16, 32):
         model = gp.spectral_norm(nn.Linear(width, width))
@@ -431,6 +433,19 @@ def test_vectors_of_any_length_are_directions():
         layer.parametrizations.weight[0]._u.neg_()
     traced = torch.jit.trace(compiled, x, check_trace=False)
     torch.testing.assert_close(traced(x), wanted)
+
+
+def test_misfits():
+    """u off the direction of W v, though sigma is not small; v off that of W^T u, of one row; neither; NaN."""
+    one, half, thin = torch.eye(2)[0], torch.full((2,), 0.5**0.5), torch.tensor([0.3, 0.91**0.5])
+    weights = [torch.eye(2), torch.eye(2)[:1], torch.eye(2), torch.zeros(2, 2), torch.eye(2)]
+    u = [half, torch.ones(1), half, half, torch.full((2,), torch.nan)]
+    v = [one, thin, half, half, half]
+    dims = [0] * len(weights)
+    sigmas = spectral_iterate(weights, u, v, dims, 0, 1e-12)
+    before = [x.clone() for x in (*u, *v)]
+    assert misfits(weights, u, v, dims, 1e-12, sigmas) == [0, 1, 4]
+    assert all(torch.equal(a, b) for a, b in zip([*u[:4], *v], [*before[:4], *before[5:]], strict=True))
 
 
 def test_sigmas_of_every_read_mode():
