@@ -26,11 +26,11 @@ def check_number(name: str, value: Any, *, minimum: float | None = None) -> floa
     return float(value)
 
 
-def check_count(name: str, value: Any) -> int:
+def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: wanted a whole number, got {type(value).__name__}")
-    if value < 1:
-        raise fail(name, "a whole number >= 1", value)
+    if value < minimum:
+        raise fail(name, f"a whole number >= {minimum}", value)
     return value
 
 

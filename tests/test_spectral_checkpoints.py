@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import spectral_norm as legacy
@@ -146,7 +147,10 @@ def broken(form, change):
     [
         ("torch", lambda s: s.pop("0.parametrizations.weight.0._v"), "no 0.parametrizations.weight.0._v"),
         ("torch", lambda s: s.pop("0.parametrizations.weight.original"), "no 0.parametrizations.weight.original"),
+        ("torch", lambda s: [s.pop(f"0.parametrizations.weight.0._{x}") for x in "uv"], "none of 0.parametrizations"),
+        ("torch", lambda s: s.update({"9.parametrizations.bias.original": torch.ones(2)}), "none of 9.param"),
         ("torch-legacy", lambda s: s.pop("0.weight_v"), "no 0.weight_v"),
+        ("torch-legacy", lambda s: [s.pop(f"0.weight_{x}") for x in "uv"], "none of 0.weight_orig"),
         ("biggan", lambda s: s.pop("3.0.sv0"), "no 3.0.sv0"),
         ("biggan", lambda s: s.update({"0.u1": s["0.u0"]}), "one singular value"),
         ("mimicry", lambda s: s.update({"0.sn_u": s["0.sn_u"][0]}), r"0.weight: wanted u of shape \(1, 5\)"),
@@ -175,6 +179,31 @@ def test_wrong_arguments():
         convert(nn.Linear(2, 2).state_dict(), "torch", source="torch")
     with pytest.raises(TypeError, match="state_dict: wanted a mapping"):
         convert([1], "torch")
+
+
+@pytest.mark.parametrize("norm", ["matrix", "convolution"])
+def test_weights_without_u_and_v_are_refused(norm):
+    more = {"norm": norm, "input_shape": (5, 5)} if norm == "convolution" else {}
+    other = gp.spectral_norm(nn.Conv2d(2, 2, 3), **more) if more else gp.spectral_norm(nn.LayerNorm(4))
+    state = nn.Sequential(gp.spectral_norm(nn.Linear(3, 3)), other).state_dict()
+    with pytest.raises(ValueError, match=r"u and v of every weight, got none of 1\.param"):
+        convert(state, "torch-legacy")
+    assert list(convert(state, "torch")) == list(state)
+
+
+def test_other_parametrizations_and_metadata_are_kept():
+    net = nn.Sequential(
+        gp.spectral_norm(nn.Linear(3, 3)),
+        parametrizations.orthogonal(nn.Linear(3, 3), use_trivialization=True),
+        parametrizations.weight_norm(nn.Linear(3, 3)),
+    )
+    nn.utils.prune.identity(legacy_pruned := nn.Linear(2, 2), "weight")
+    state = net.state_dict()
+    there = convert(state, "torch-legacy")
+    assert {k for k in state if k[0] in "12"} < set(there)
+    assert there._metadata == state._metadata
+    there.update({f"3.{k}": v for k, v in legacy_pruned.state_dict().items()})
+    assert {"3.weight_orig", "3.weight_mask"} < set(convert(there, "torch"))
 
 
 def test_other_keys_that_end_alike_are_left_alone():

@@ -91,7 +91,7 @@ def test_the_start():
         made.append(make(nn.Conv2d(8, 16, 3)))
     for a, b in zip(*(module.buffers() for module in made), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert largest(gp.spectral_norm(nn.Conv2d(8, 16, 3)).weight) == pytest.approx(1, rel=0.05)
+    assert largest(gp.spectral_norm(nn.Conv2d(8, 16, 3)).weight) == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "transposed", "linear"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_engine_costs import count, dcgan64, joint_step, penalty_step
 from test_engine_processes import ddp_data, ddp_loss
-from test_spectral_modules import critic, images, train_step
+from test_spectral_modules import critic, images, largest, train_step
 from test_spectral_survives import adam, normalised, train
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -193,10 +193,13 @@ def test_penalty_gradients_are_plain_autograds(both, channels_last):
 
 
 def ddp_run(rank, real, fake, broadcast):
-    torch.manual_seed(1)
-    model = critic().double()
+    torch.manual_seed(rank)
+    model = critic()
     gp.spectral_norm_all(model)
+    model.double()
     wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=broadcast)
+    with torch.no_grad():
+        assert [largest(model[i].weight) for i in (0, 2, 5)] == pytest.approx([1] * 3, rel=0.1)
     optimizer = torch.optim.Adam(wrapped.parameters(), 1e-2)
     for _ in range(3):
         optimizer.zero_grad()
@@ -216,6 +219,7 @@ def ddp_process(rank, folder):
 
 
 def test_ranks_stay_equal(tmp_path):
+    """Though each draws weights of its own, which rank 0's replace, with or without u and v."""
     torch.multiprocessing.spawn(ddp_process, (str(tmp_path),), nprocs=2)
     for broadcast in (True, False):
         found = [torch.load(tmp_path / f"{broadcast}-{rank}.pt") for rank in (0, 1)]

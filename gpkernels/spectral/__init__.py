@@ -11,14 +11,24 @@ reloaded model goes on to the same bits, evaluation freezes, and any number of f
 the layers of a network share their work: the first read of a step computes every layer of the `group` in one call, and
 real, fake and penalty forwards share the results, one autograd node for all of them.
 
-A result is kept for all reads while it is known to be right: after an update, or with gradients in training mode,
-until the version or the address of a weight, u or v moves. In any other state (copies, averages, loaded weights in
-evaluation) every pass over the network measures sigma anew, with u and v taken as directions of any length, and changes
-nothing: so averages may be written through `.data`, which no version shows. Weights in training may not, except by an
-optimizer's step: call `handle.update()` after it.
+When a result is kept. In training mode, after an update: until the version or the address of the weight, u or v moves.
+Such weights may be written through `.data`, which moves neither, by an optimizer's step alone: call `handle.update()`
+after anything else. In training mode before the first update, or with u and v written since, as
+DistributedDataParallel does: as long as a graph holds it. Else (evaluation, reads without gradients, copies, averages)
+every pass over the network measures sigma anew, with u and v taken as directions of any length, and changes nothing.
 
-`parametrization` holds the module, under the buffer names of torch's own; `convolution` the operator norm of a
-convolution, `measure` singular values, `checkpoints` the names of other libraries.
+A weight that is replaced without its u and v:
+- assigned (module.weight = x), or loaded from a state dict without them: both are made anew at once;
+- written in place (nn.init on the original, a broadcast, an average's weights): where they do not fit (`misfits`),
+  reads measure with new ones, and the next optimizer step makes them anew first (`Group.settle`); always if no step or
+  load has moved them yet, so that they are a function of the weight and equal on all ranks;
+- with update="read", assigned or written: nothing, as in torch, but that sigma counts without its sign;
+- with norm="convolution", written: `_x` catches up by its iterations, but for one that no step has moved;
+- under compilers and transforms, and in the capture of a CUDA graph, nothing can be asked: u and v as they are.
+
+`parametrization` holds the module, under the buffer names of torch's own; `register` how weights get it, `vectors`
+what u and v are outside of it, `convolution` the operator norm of a convolution, `measure` singular values,
+`checkpoints` the names of other libraries.
 """
 
 from gpkernels.spectral.api import Handle, spectral_norm, spectral_norm_all, spectral_norm_handle, spectral_normalize

@@ -13,6 +13,7 @@ one product; and they iterate once more in evaluation without keeping it, which 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -52,15 +53,17 @@ def convert(state_dict: Mapping[str, Tensor], target: str, *, source: str | None
     """The state dict in the names of another format; what is not a normalised weight keeps its name.
 
     Args:
-        state_dict: of a model, or of a part of one. It is not changed; the result shares its tensors.
+        state_dict: of a model, or of a part of one. It is not changed; the result shares its tensors
+            and its `_metadata`.
         target, source: names of the table above. source=None recognises it.
 
     Raises:
         TypeError: not a mapping of strings.
-        ValueError: an unknown format; a format not recognised, or several; a weight without its vectors or a vector
-            without its weight; shapes that do not belong together; a key that the result would have twice; for
-            "biggan" and "mimicry", a weight of another name than "weight", rows that are not its first dimension,
-            or several singular values a layer.
+        ValueError: an unknown format; a format not recognised, or several; a weight without its vectors, so also one
+            normalised as a vector or by norm="convolution", which other formats do not have, or a vector without its
+            weight; shapes that do not belong together; a key that the result would have twice; for "biggan" and
+            "mimicry", a weight of another name than "weight", rows that are not its first dimension, or several
+            singular values a layer.
     """
     check_choice("target", target, FORMATS)
     source = recognise(state_dict) if source is None else source
@@ -71,7 +74,12 @@ def convert(state_dict: Mapping[str, Tensor], target: str, *, source: str | None
     places: dict[str, dict[str, Tensor]] = {}
     for layer in layers:
         places[_keys(source, layer.prefix, layer.name)[0]] = _written(layer, target)
-    result: dict[str, Tensor] = {}
+    bare = [key for key in rest if target != source and _is_bare(source, key, rest)]
+    if bare:
+        raise fail("state_dict", "u and v of every weight", f"none of {', '.join(sorted(bare))}")
+    result: OrderedDict[str, Tensor] = OrderedDict()
+    if hasattr(state_dict, "_metadata"):
+        result._metadata = state_dict._metadata  # type: ignore[attr-defined]
     for key, value in state_dict.items():  # in the order of the source
         entries = places.get(key, {key: value} if key in rest else {})
         for name, tensor in entries.items():
@@ -79,6 +87,18 @@ def convert(state_dict: Mapping[str, Tensor], target: str, *, source: str | None
                 raise fail("state_dict", "keys that stay apart", f"two tensors for {name!r} in {target!r}")
             result[name] = tensor
     return result
+
+
+def _is_bare(form: str, key: str, rest: set[str]) -> bool:
+    """A normalised weight without vectors: another parametrization has a state of its own."""
+    after = _FORMATS[form].weight.partition("{}")[2]
+    if not after or not key.endswith(after):
+        return False
+    beside = key.removesuffix(after)
+    if form == "torch":
+        allowed = {key, f"{beside}.0._x"}
+        return all(k in allowed for k in rest if k.startswith(f"{beside}."))
+    return f"{beside}_mask" not in rest  # torch.nn.utils.prune
 
 
 def recognise(state_dict: Mapping[str, Tensor]) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from gpkernels._checks import fail
 from gpkernels.ops._layout import accumulation_dtype
+from gpkernels.ops.spectral_norm.autograd import without_autocast
 from gpkernels.spectral import steps
 from gpkernels.spectral.portable import Owned
+from gpkernels.spectral.vectors import START
 
 _FORWARD: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED: tuple[Any, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -58,17 +61,18 @@ class Convolution:
 
     def start(self, weight: Tensor) -> Tensor:
         """A direction to start from, of length 1, drawn without touching torch's generators."""
-        x = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0), dtype=weight.dtype)
+        x = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0), dtype=weight.dtype, device="cpu")
         return (x / torch.linalg.vector_norm(x)).to(weight.device)
 
     def iterate(self, weight: Tensor, x: Tensor, eps: float) -> Tensor:
         """The direction of A^T A x; x itself where that vanishes."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            y = self(weight.detach(), x)
+        with torch.inference_mode(False), torch.enable_grad():
+            start = x.clone()  # an inference tensor takes no gradient
+            x = start.detach().requires_grad_()
+            y = self(weight.clone() if weight.is_inference() else weight.detach(), x)
             (image,) = torch.autograd.grad(y, x, y.detach())
-        length = torch.linalg.vector_norm(image)
-        return torch.where(length > eps, image / length, x.detach())
+        length = torch.linalg.vector_norm(image)  # of the order of the norm's square
+        return torch.where(length.sqrt() > eps, image / length, start)
 
 
 class ConvolutionNorm(Owned):
@@ -88,27 +92,46 @@ class ConvolutionNorm(Owned):
         super().__init__()
         self.convolution, self.iterations, self.eps, self.target = convolution, iterations, eps, target
         self.at_reads = at_reads
-        wide = convolution.wide(weight.detach())
-        self.register_buffer("_x", convolution.start(wide))
-        self._iterate(wide, 15)
+        self.register_buffer("_x", convolution.start(convolution.wide(weight.detach())))
+        if not weight.is_meta:
+            self.restart(weight.detach())
+
+    def attach(self, owner: ParametrizationList) -> None:
+        super().attach(owner)
         steps.watch(self)
 
-    def watched(self) -> Iterable[tuple[ConvolutionNorm, Tensor]]:
+    def restart(self, weight: Tensor) -> None:
+        self.fit(weight)
+        wide = self.convolution.wide(weight)
+        self._x.copy_(self.convolution.start(wide))
+        self._iterate(wide, START)
+
+    def watched(self) -> list[tuple[ConvolutionNorm, Tensor]]:
         weight = self.original()
         return [] if self.at_reads or weight is None else [(self, weight)]
 
-    def update(self, weight: Any, iterations: int | None = None) -> None:
-        """Moves x by so many iterations for a weight; after a step, for its own."""
+    def settle(self, members: Sequence[ConvolutionNorm]) -> None:
+        """A fresh layer whose weight has been changed gets another x, so that ranks that were given one weight have one
+        x; any other takes up the change with its iterations."""
+        for weight in [w for m, w in self.watched() if m.known.fresh and not w.is_meta]:
+            self.restart(weight.detach())
+
+    def stepped(self, members: Sequence[ConvolutionNorm]) -> None:
+        for _, weight in self.watched():
+            self.update(weight)
+
+    def update(self, weight: Tensor, iterations: int | None = None) -> None:
+        """Moves x by so many iterations for a weight."""
+        self.fit(weight)
+        self._iterate(self.convolution.wide(weight.detach()), self.iterations if iterations is None else iterations)
         own = self.original()
-        weight = own if not isinstance(weight, Tensor) else weight
-        if weight is not None:
-            self.fit(weight)
-            self._iterate(self.convolution.wide(weight.detach()), self.iterations if iterations is None else iterations)
-            self.known.at, self.known.mark = steps.tick(), None if own is None else steps.mark(own)
+        if own is not None:
+            self.known.keep(self.state(own), self.held(own))
+            self.known.at, self.known.fresh = steps.tick(), False
 
     @torch.no_grad()
     def _iterate(self, weight: Tensor, iterations: int) -> None:
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight):
             for _ in range(iterations):
                 self._x.copy_(self.convolution.iterate(weight, self._x.to(weight.dtype), self.eps))
 
@@ -121,7 +144,7 @@ class ConvolutionNorm(Owned):
         return self.convolution(weight, x).square().sum()
 
     def forward(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight):
             wide = self.convolution.wide(weight)
             if self.at_reads and self.training:
                 self._iterate(wide.detach(), self.iterations)

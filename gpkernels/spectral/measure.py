@@ -7,38 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from gpkernels._checks import check_count, fail
 from gpkernels.ops.spectral_norm import reference
 from gpkernels.spectral.convolution import Convolution
-
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def default_dim(module: nn.Module) -> int:
-    """Which dimension of a weight counts its outputs: 1 in transposed convolutions, else 0."""
-    return 1 if isinstance(module, TRANSPOSED) else 0
-
-
-def original(module: nn.Module, name: str) -> Tensor:
-    """The weight before its parametrizations."""
-    if parametrize.is_parametrized(module, name):
-        return module.parametrizations[name].original  # type: ignore[union-attr,index]
-    weight = getattr(module, name, None)
-    if not isinstance(weight, Tensor):
-        raise fail("name", f"a parameter or buffer of {type(module).__name__}", repr(name))
-    return weight
+from gpkernels.spectral.register import default_dim, weight_before
 
 
 @torch.no_grad()
 def singular_values(
     module: Any, k: int = 1, *, name: str = "weight", dim: int | None = None, iterations: int = 30
 ) -> Any:
-    """The k largest singular values of a weight before normalisation, by subspace iteration.
+    """The k largest singular values of a weight before spectral normalisation, by subspace iteration.
 
     Args:
-        module: a module, parametrized or not, or the handle of `spectral_norm_all`.
+        module: a module, parametrized (in any way) or not, or the handle of `spectral_norm_all`.
         k: at most min(rows, cols) of the weight; for a handle, smaller weights give as many as they have.
         name, dim: the weight and the dimension of its rows (default as in `spectral_norm`); not for a handle.
         iterations: each is two products with k + 8 vectors; the error of the i-th value falls as (s_{k+9} / s_i)^(4n).
@@ -54,12 +37,12 @@ def singular_values(
     if hasattr(module, "layers"):
         found = {}
         for key, (layer, weight_name, layer_dim) in module.layers.items():
-            w = reference.matrix(original(layer, weight_name).detach(), layer_dim)
+            w = reference.matrix(weight_before(layer, weight_name), layer_dim)
             found[key] = _largest(w, min(k, *w.shape), iterations)
         return found
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: wanted a module or a handle, got {type(module).__name__}")
-    w = reference.matrix(original(module, name).detach(), default_dim(module) if dim is None else dim)
+    w = reference.matrix(weight_before(module, name), default_dim(module) if dim is None else dim)
     if k > min(w.shape):
         raise fail("k", f"at most {min(w.shape)}, the smaller side of the weight", k)
     return _largest(w, k, iterations)
@@ -68,7 +51,7 @@ def singular_values(
 def _largest(w: Tensor, k: int, iterations: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     size = min(k + 8, *w.shape)
-    q = torch.randn(w.shape[1], size, generator=generator, dtype=w.dtype).to(w.device)
+    q = torch.randn(w.shape[1], size, generator=generator, dtype=w.dtype, device="cpu").to(w.device)
     for _ in range(iterations):
         p, _ = torch.linalg.qr(w @ q)
         q, _ = torch.linalg.qr(w.mT @ p)

@@ -11,10 +11,11 @@ from torch.nn.utils.parametrize import ParametrizationList
 from gpkernels._support import under_transform
 from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops.spectral_norm import reference
-from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale
+from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale, without_autocast
 from gpkernels.spectral import steps
-from gpkernels.spectral.group import Group, copies, units
+from gpkernels.spectral.group import Group
 from gpkernels.spectral.portable import Owned, State
+from gpkernels.spectral.vectors import START, copies, fresh, start, units
 
 
 class SpectralNorm(Owned):
@@ -35,54 +36,73 @@ class SpectralNorm(Owned):
         self, weight: Tensor, dim: int, *, iterations: int, eps: float, target: float, init: str, group: Group | None
     ) -> None:
         super().__init__()
-        self.dim, self.iterations, self.eps, self.target = dim, iterations, eps, target
-        self.group = group
+        self.dim, self.iterations, self.eps, self.target, self.init = dim, iterations, eps, target, init
+        self.group, self.at_reads = group, group is None
         with torch.no_grad():
-            w = reference.matrix(weight.detach(), dim)
-            for name, size in zip(("_u", "_v"), w.shape, strict=True):
-                self.register_buffer(name, nn.functional.normalize(w.new_empty(size).normal_(), dim=0, eps=eps))
+            if group is None:  # torch's random numbers
+                sizes = weight.shape[dim], weight.numel() // weight.shape[dim]
+                like = weight.detach().new_empty(0, dtype=accumulation_dtype(weight.dtype))
+                u, v = (nn.functional.normalize(like.new_empty(n).normal_(), dim=0, eps=eps) for n in sizes)
+            else:
+                u, v = start(weight, dim)
+            self.register_buffer("_u", u)
+            self.register_buffer("_v", v)
             if weight.is_meta:
                 return
-            if init == "svd":
-                left, _, right = torch.linalg.svd(w, full_matrices=False)
-                self._u.copy_(left[:, 0])
-                self._v.copy_(right[0])
+            if group is None and init == "power":
+                self._iterate(reference.matrix(weight.detach(), dim), START)
             else:
-                self._iterate(w, 15)
+                self.restart(weight.detach())
 
     def attach(self, owner: ParametrizationList) -> None:
         """A first parametrization joins the group's common reads; one after others is computed by itself."""
         super().attach(owner)
         if self.group is not None:
             self.group.add(self)
-            weight = self.original()
-            if weight is not None and not weight.is_meta:
-                self.group.update([self], 0)
+
+    @torch.no_grad()
+    def restart(self, weight: Tensor) -> None:
+        with without_autocast(weight):
+            self.fit(weight)
+            if self.init == "svd":
+                left, _, right = torch.linalg.svd(reference.matrix(weight, self.dim), full_matrices=False)
+                u, v = left[:, 0], right[0]
+            else:
+                (u,), (v,) = fresh([weight], [self.dim], self.eps)
+            self._u.copy_(u)
+            self._v.copy_(v)
 
     def uv(self) -> tuple[Tensor, Tensor]:
         """u and v, faster than as attributes."""
         buffers: Any = self._buffers
         return buffers["_u"], buffers["_v"]
 
-    def state(self, weight: Tensor) -> State:
-        u, v = self.uv()
-        return steps.mark(weight), steps.mark(u), steps.mark(v)
+    def is_known(self, state: State) -> bool:
+        """Whether an update measured sigma in this state, and another one will follow the next change."""
+        known = self.known
+        return self.training and known.sigma is not None and known.state == state
 
-    def has(self, grads: bool, state: State) -> bool:
-        """Whether a result is kept for all reads in this state."""
-        result = self.known.results.get(grads)
-        return result is not None and not result.once and result.holds(state)
+    def is_last(self, weight: Tensor) -> bool:
+        """Whether it is the weight of the last update, whatever has been written to u and v since."""
+        known = self.known
+        return self.training and known.sigma is not None and known.mark == steps.mark(weight)
 
     def take(self, grads: bool, state: State) -> Tensor | None:
-        """A kept result that is right in this state; one with a graph serves a read without gradients too."""
+        """A result that is right in this state; one with a graph serves a read without gradients too."""
         results = self.known.results
         for key in (True,) if grads else (False, True):
             result = results.get(key)
-            if result is None or not result.holds(state) or (result.once and key != grads):
+            if result is None or not (result.waits or self.training):
                 continue
-            if result.once:
-                del results[key]
-            return result.value if key == grads else result.value.detach()
+            value = result.right(state)
+            if value is None:
+                continue
+            if result.waits:
+                if grads and self.training:
+                    result.value = None
+                else:
+                    del results[key]
+            return value if key == grads else value.detach()
         return None
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -100,34 +120,36 @@ class SpectralNorm(Owned):
 
     def _traced(self, weight: Tensor) -> Tensor:
         """In plain torch, for compilers, transforms and subclasses of Tensor, which see through it."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight):
             if self.group is None and self.training:
                 with torch.no_grad():
                     self._iterate(reference.matrix(weight.detach(), self.dim), self.iterations)
             dtype = accumulation_dtype(weight.dtype)
             with torch.no_grad():
                 u, v = (units([x.to(dtype)])[0] for x in (self._u, self._v))
-            sigma = reference.sigma(weight, u, v, self.dim)
+            sigma = reference.sigma(weight, u, v, self.dim).abs()
             return reference.spectral_norm_scale([weight], sigma.unsqueeze(0), [self.target], self.eps)[0]
 
     def _read_as_torch(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight):
             self.fit(weight)
             with torch.no_grad():
                 w = weight.detach()
                 if self.training:
                     sigma = self._iterate(reference.matrix(w, self.dim), self.iterations)
+                    u, v = copies([self._u, self._v])
                 else:
                     sigma = spectral_iterate([w], [self._u], [self._v], [self.dim], 0, self.eps)
-                u, v = copies([self._u, self._v])
+                    u, v = torch.where(sigma[0] < 0, -self._u, self._u), self._v.clone()
+                    sigma = [sigma[0].abs()]
             return spectral_scale([weight], [u], [v], sigma, [self.dim], [self.target], self.eps)[0]
 
     @torch.no_grad()
     def update(self, weight: Tensor, iterations: int | None = None) -> None:
         """Moves u and v for a weight, outside any group."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight):
             self.fit(weight)
-            self._iterate(reference.matrix(weight, self.dim), iterations or self.iterations)
+            self._iterate(reference.matrix(weight, self.dim), self.iterations if iterations is None else iterations)
 
     def _iterate(self, w: Tensor, iterations: int) -> list[Tensor]:
         """In torch's order, u before v: the iteration of W^T, which is the matrix w with its columns as rows."""
@@ -135,10 +157,12 @@ class SpectralNorm(Owned):
 
     def measure(self, weight: Tensor) -> Tensor:
         """sigma of a weight with these u and v."""
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(weight):
+            if self.group is not None and not weight.is_meta:
+                return self.group.measured([self], [weight])[2][0][0]
             dtype = accumulation_dtype(weight.dtype)
             u, v = (units([x.to(dtype)]) for x in (self._u, self._v))
-            return spectral_iterate([weight.detach()], u, v, [self.dim], 0, self.eps)[0][0]
+            return spectral_iterate([weight.detach()], u, v, [self.dim], 0, self.eps)[0][0].abs()
 
     def extra_repr(self) -> str:
         update = "read" if self.group is None else "step"
@@ -157,13 +181,22 @@ class SpectralNormOfVector(nn.Module):
         super().__init__()
         self.eps, self.target = eps, target
 
+    def _parts(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight, its largest element, which keeps squares finite, and the norm of their quotient."""
+        wide = weight.to(accumulation_dtype(weight.dtype))
+        largest = wide.detach().abs().amax()
+        largest = torch.where(largest > 0, largest, 1.0)
+        squares = (wide / largest).square().sum()
+        return wide, largest, torch.where(squares > 0, squares, 1.0).sqrt()
+
     def measure(self, weight: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(weight.to(accumulation_dtype(weight.dtype)))
+        wide, largest, norm = self._parts(weight)
+        return torch.where(wide.detach().any(), norm * largest, 0.0)
 
     def forward(self, weight: Tensor) -> Tensor:
-        squares = weight.to(accumulation_dtype(weight.dtype)).square().sum()
-        dead = squares <= self.eps**2
-        return (weight * (self.target / squares.masked_fill(dead, 1.0).sqrt())).to(weight.dtype)
+        wide, largest, norm = self._parts(weight)
+        dead = self.measure(weight.detach()) <= self.eps
+        return torch.where(dead, self.target * wide, wide / largest * (self.target / norm)).to(weight.dtype)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value

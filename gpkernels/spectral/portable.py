@@ -13,29 +13,43 @@ from torch.nn.utils.parametrize import ParametrizationList
 from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.spectral import steps
 
+State = tuple[steps.Mark, ...]
+"""What a normalised weight is a function of: the marks of the weight and the vectors."""
+
 
 class Known:
-    """What is known beside the buffers: a plain object, whose attributes cost a tenth of a module's."""
+    """What is known beside the buffers: a plain object, whose attributes cost a tenth of a module's.
 
-    __slots__ = ("at", "mark", "owner", "results", "sigma", "state")
+    owner: the list of parametrizations.
+    fresh: no update or load has moved the vectors since the layer was registered: they are a function of the weight.
+    at: the time of the last update.
+    state: the marks that the last update, or the registration, left; `held` keeps their memory from being used anew,
+        which would make other contents look the same.
+    sigma: a tensor and an index in it, if `state` is that of an update, which measured it.
+    results: of reads, by whether they have gradients.
+    spent: sigma of the last read that nothing was known for.
+    """
 
-    def __init__(self, owner: ParametrizationList | None = None) -> None:
+    __slots__ = ("at", "fresh", "held", "owner", "results", "sigma", "spent", "state")
+
+    def __init__(self, owner: ParametrizationList | None = None, fresh: bool = False) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
-        self.at = 0
-        """The time of the last update, its sigma, and the state and the weight's mark that it left."""
-        self.sigma: Tensor | None = None
-        self.state: State | None = None
-        self.mark: steps.Mark | None = None
+        self.fresh, self.at = fresh, 0
+        self.spent: Tensor | None
         self.results: dict[bool, Any] = {}
+        self.forget()
+
+    @property
+    def mark(self) -> steps.Mark | None:
+        return None if self.state is None else self.state[0]
+
+    def keep(self, state: State | None, held: Any, sigma: tuple[Tensor, int] | None = None) -> None:
+        self.state, self.held, self.sigma, self.spent = state, held, sigma, None
+        self.results.clear()
 
     def forget(self) -> None:
         """The weight has changed, perhaps with its version unmoved, and u and v have not."""
-        self.state = None
-        self.results.clear()
-
-
-State = tuple[steps.Mark | None, ...]
-"""What a normalised weight is a function of: the marks of the weight and the vectors."""
+        self.keep(None, None)
 
 
 class Owned(nn.Module):
@@ -43,13 +57,18 @@ class Owned(nn.Module):
 
     vectors: ClassVar[tuple[str, ...]] = ()
     """The buffers of a normalisation, kept in the accumulation dtype of the weight."""
+    at_reads: bool
+    """Whether the vectors move when torch's do."""
 
     def __init__(self) -> None:
         super().__init__()
         self.known = Known()
 
     def attach(self, owner: ParametrizationList) -> None:
-        self.known = Known(owner)
+        self.known = Known(owner, fresh=True)
+        weight = self.original()
+        if weight is not None:
+            self.known.keep(self.state(weight), self.held(weight))
 
     def original(self) -> Tensor | None:
         """The weight, where this is the first parametrization of it."""
@@ -60,6 +79,19 @@ class Owned(nn.Module):
         weight = owner._parameters.get("original")
         return owner._buffers.get("original") if weight is None else weight
 
+    def state(self, weight: Tensor) -> State | None:
+        """None with inference tensors, which have no version."""
+        mark, buffers = steps.mark, self._buffers
+        marks: Any = (mark(weight), *[mark(buffers[name]) for name in self.vectors])  # type: ignore[arg-type]
+        return None if None in marks else marks
+
+    def held(self, weight: Tensor) -> Any:
+        return weight.detach(), [self._buffers[name] for name in self.vectors]
+
+    def restart(self, weight: Tensor) -> None:
+        """The vectors of a weight that has nothing to do with the old one."""
+        raise NotImplementedError
+
     def fit(self, weight: Tensor) -> None:
         dtype = accumulation_dtype(weight.dtype)
         for name in self.vectors:
@@ -68,6 +100,10 @@ class Owned(nn.Module):
                 self._buffers[name] = vector.to(dtype)
 
     def right_inverse(self, value: Tensor) -> Tensor:
+        """Of a weight that is assigned: it comes with new vectors, but for torch's behaviour."""
+        weight = self.original()
+        if weight is not None and not self.at_reads and value.shape == weight.shape and not value.is_meta:
+            self.restart(value.detach().to(weight))
         return value
 
     def _apply(self, fn: Any, recurse: bool = True) -> Owned:
@@ -77,20 +113,26 @@ class Owned(nn.Module):
             after = self._buffers[name]
             if before is not None and after is not None and accumulation_dtype(after.dtype) != after.dtype:
                 self._buffers[name] = before.to(after.device)
+        self.known.forget()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         weight = self.original()
-        if weight is not None:
-            self.fit(weight)
+        if weight is None:
+            return
+        self.fit(weight)
+        if all(prefix + name in state_dict for name in self.vectors):
+            self.known.fresh = False
+        elif self.known.mark not in (None, steps.mark(weight)) and not weight.is_meta:
+            self.restart(weight.detach())
 
     def __getstate__(self) -> dict[str, Any]:
         owner = self.known.owner
-        return {**self.__dict__, "known": None if owner is None else owner()}
+        return {**self.__dict__, "known": (None if owner is None else owner(), self.known.fresh)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "known": Known(state["known"])})
+        super().__setstate__({**state, "known": Known(*state["known"])})
 
 
 def make_portable(module: nn.Module) -> None:

@@ -2,7 +2,11 @@
 
 A weight counts as changed by a step if its version or address moved between the step's start and its end, or, for
 optimizers that write through `.data` and leave versions alone, if the step had a gradient for it. An optimizer that
-wraps another has the weights updated once, by whichever of the two ends first after the change.
+wraps another has the weights updated once, by whichever of the two ends first after the change. A step that
+`torch.amp.GradScaler` makes a fused optimizer skip changes nothing; on a GPU, where asking would mean to wait, it
+counts.
+
+Weights that were changed between steps are looked at before the next one: see `Group.settle`.
 """
 
 from __future__ import annotations
@@ -19,11 +23,16 @@ from gpkernels.double_backward.mode import never_compiled
 
 
 class Stepped(Protocol):
-    """Something with weights, of which it moves those in training mode after an optimizer's step."""
+    """Something with weights, whose vectors it moves."""
 
-    def watched(self) -> Iterable[Any]: ...
+    def watched(self) -> Iterable[Any]:
+        """(layer, weight)"""
 
-    def update(self, members: list[Any]) -> None: ...
+    def settle(self, members: list[Any]) -> None:
+        """Before a step, of layers in training mode whose weights were changed since the last."""
+
+    def stepped(self, members: list[Any]) -> None:
+        """After a step, of layers in training mode whose weights it changed."""
 
 
 Mark = tuple[int, ...]
@@ -38,7 +47,10 @@ _clock = 0
 
 def mark(x: Tensor) -> Mark | None:
     """None for an inference tensor, which has no version."""
-    return None if x.is_inference() else (id(x), x.data_ptr(), x._version)
+    try:
+        return id(x), x.data_ptr(), x._version
+    except RuntimeError:
+        return None
 
 
 def tick() -> int:
@@ -49,7 +61,7 @@ def tick() -> int:
 
 
 def watch(group: Stepped) -> None:
-    """Calls `group.update` after the steps that change its weights, as long as the group lives."""
+    """Calls `group.stepped` after the steps that change its weights, as long as the group lives."""
     global _installed
     with _lock:
         _watched.add(group)
@@ -68,24 +80,39 @@ def _groups() -> list[Any]:
 
 
 def _before(optimizer: Any, args: Any, kwargs: Any) -> None:
-    marks = {id(w): mark(w) for group in _groups() for _, w in group.watched()}
+    marks = {}
+    for group in _groups():
+        replaced = []
+        for member, weight in group.watched():
+            now = marks[id(weight)] = mark(weight)
+            if now != member.known.mark and member.training:
+                replaced.append(member)
+        if replaced:
+            group.settle(replaced)
     _starts[optimizer] = _clock, marks
 
 
 def _after(optimizer: Any, args: Any, kwargs: Any) -> None:
-    groups = _groups()
-    if not groups:
-        return
     started, marks = _starts.pop(optimizer, (_clock, {}))
+    groups = _groups()
+    if not groups or _is_skipped(optimizer):
+        return
     given = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
     for group in groups:
-        changed = [m for m, w in group.watched() if _is_changed(m, w, started, marks, given)]
-        training = [m for m in changed if m.training]
-        for member in changed:
-            if not member.training:
-                member.known.forget()
+        training = []
+        for member, weight in group.watched():
+            if _is_changed(member, weight, started, marks, given):
+                if member.training:
+                    training.append(member)
+                else:
+                    member.known.forget()
         if training:
-            group.update(training)
+            group.stepped(training)
+
+
+def _is_skipped(optimizer: Any) -> bool:
+    found = getattr(optimizer, "found_inf", None)  # set by GradScaler for the time of the step
+    return isinstance(found, Tensor) and not found.is_cuda and bool(found)
 
 
 def _is_changed(member: Any, weight: Tensor, started: int, marks: dict[int, Mark | None], given: set[int]) -> bool:

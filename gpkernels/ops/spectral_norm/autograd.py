@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gpkernels import registry
 from gpkernels._support import under_transform
-from gpkernels.ops._layout import layout_of
 from gpkernels.ops.spectral_norm import reference
+from gpkernels.ops.spectral_norm.layout import layouts
 
 Sigmas = list[Tensor]
 """sigma of every layer, a tensor (L,) for each device and dtype: see `groups_of`."""
@@ -26,13 +26,14 @@ _T = TypeVar("_T")
 
 
 def _take(values: Sequence[_T], indices: list[int]) -> list[_T]:
-    return [values[i] for i in indices]
+    return list(values) if len(indices) == len(values) else [values[i] for i in indices]
 
 
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
     """The reference multiplies matrices, which autocast would round."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+    kind = x.device.type  # torch.autocast knows no meta device
+    on = not x.is_meta and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else contextlib.nullcontext()
 
 
 def groups_of(weights: Sequence[Tensor]) -> list[list[int]]:
@@ -76,10 +77,20 @@ def spectral_iterate(
     sigmas = []
     for indices in groups_of(weights):
         w, left, right = (_take(x, indices) for x in (weights, u, v))
+        d = _take(dims, indices)
         impl = registry.choose("spectral_norm", w[0])
         assert impl.update is not None
-        with torch.no_grad(), _without_autocast(w[0]):
-            sigmas.append(impl.update([x.contiguous() for x in w], left, right, _take(dims, indices), iterations, eps))
+        with torch.no_grad(), without_autocast(w[0]):
+            forms = layouts(w, d)
+            if forms is None:
+                sigmas.append(impl.update(w, left, right, d, iterations, eps))
+            else:
+                w = [form.arrange(x).contiguous() for form, x in zip(forms, w, strict=True)]
+                moved = [form.arrange_v(x) for form, x in zip(forms, right, strict=True)]
+                sigmas.append(impl.update(w, left, moved, [form.kernel_dim for form in forms], iterations, eps))
+                for form, own, x in zip(forms, right, moved, strict=True):
+                    if x is not own and iterations:
+                        own.copy_(form.restore_v(x))
             if iterations and not torch.compiler.is_compiling():
                 torch.autograd.graph.increment_version([x for x in (*left, *right) if not x.is_inference()])
     return sigmas
@@ -105,7 +116,7 @@ def spectral_scale(
         w, left, right = (_take(x, indices) for x in (weights, u, v))
         d, t = _take(dims, indices), _take(targets, indices)
         if under_transform():
-            with _without_autocast(w[0]):
+            with without_autocast(w[0]):
                 scaled: Sequence[Tensor] = [_plain(*layer, eps) for layer in zip(w, left, right, d, t, strict=True)]
         else:
             scaled = _scale(w, Options(left, right, s, d, t, eps, registry.choose("spectral_norm", w[0])))
@@ -121,7 +132,7 @@ def _plain(weight: Tensor, u: Tensor, v: Tensor, dim: int, target: float, eps: f
 
 
 class Options(NamedTuple):
-    """The constants of a call, one device and dtype."""
+    """The constants of a call, one device and dtype; v and dims of weights that are contiguous."""
 
     u: list[Tensor]
     v: list[Tensor]
@@ -142,26 +153,13 @@ class Options(NamedTuple):
 
 
 def _scale(weights: list[Tensor], options: Options) -> Sequence[Tensor]:
-    if all(w.is_contiguous() for w in weights):
+    forms = layouts(weights, options.dims)
+    if forms is None:
         return Scale.apply(options, *weights)
-    layouts = [layout_of(w) for w in weights]
-    plain = torch.contiguous_format
-    inputs = [w if w.is_contiguous() else _Relayout.apply(w, plain, f) for w, f in zip(weights, layouts, strict=True)]
-    outputs = Scale.apply(options, *inputs)
-    return [x if f == plain else _Relayout.apply(x, f, plain) for x, f in zip(outputs, layouts, strict=True)]
-
-
-class _Relayout(torch.autograd.Function):
-    """x in a memory format, and its gradient in another. Highest gradient order: any."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: torch.memory_format, back: torch.memory_format) -> Tensor:
-        ctx.layouts = back, layout
-        return x.contiguous(memory_format=layout)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Relayout.apply(grad, *ctx.layouts), None, None
+    arranged = [form.arrange(w).contiguous() for form, w in zip(forms, weights, strict=True)]
+    v = [form.arrange_v(x) for form, x in zip(forms, options.v, strict=True)]
+    outputs = Scale.apply(options._replace(v=v, dims=[form.kernel_dim for form in forms]), *arranged)
+    return [form.restore(x) for form, x in zip(forms, outputs, strict=True)]
 
 
 def _remember(ctx: Any, options: Options, weights: tuple[Tensor, ...]) -> None:
@@ -211,9 +209,11 @@ class Scale(torch.autograd.Function):
         _check_versions(ctx, layers)
         results: list[Tensor | None] = [None] * (len(grads) + 1)
         if layers:
-            some = [grads[i] for i in layers]
+            some = [_dense(grads[i]) for i in layers]
             weights, options = [ctx.weights[i] for i in layers], ctx.options.of(layers)
-            if torch.is_grad_enabled():
+            if _is_vmapped(some):
+                in_weights: Sequence[Tensor] = _plain_backward(options, some, weights)
+            elif torch.is_grad_enabled():
                 in_weights = ScaleBackward.apply(options, *some, *weights)
             else:
                 in_weights = _backward(options, some, weights)
@@ -222,9 +222,29 @@ class Scale(torch.autograd.Function):
         return tuple(results)
 
 
+def _dense(grad: Any) -> Tensor:
+    """Embeddings with sparse=True send sparse gradients; that of a norm is dense."""
+    return grad if torch.compiler.is_compiling() or grad.layout is torch.strided else grad.to_dense()
+
+
 def _backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list[Tensor]:
     u, v, sigma, dims, targets, eps, impl = options
     return impl.backward([g.contiguous() for g in grads], weights, u, v, sigma, dims, targets, eps)
+
+
+def _is_vmapped(grads: list[Tensor]) -> bool:
+    """By a transform, or by `is_grads_batched`, which is a vmap of its own."""
+    if torch.compiler.is_compiling():
+        return False
+    return under_transform() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
+
+
+def _plain_backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list[Tensor]:
+    """In plain torch, differentiable."""
+    u, v, _, dims, targets, eps, _ = options
+    with without_autocast(weights[0]):
+        sigma = torch.stack([reference.sigma(*layer) for layer in zip(weights, u, v, dims, strict=True)])
+        return reference.spectral_norm_scale_backward(grads, weights, u, v, sigma, dims, targets, eps)
 
 
 class ScaleBackward(torch.autograd.Function):
@@ -245,7 +265,7 @@ class ScaleBackward(torch.autograd.Function):
         u, v, sigma, dims, targets, eps, _ = ctx.options
         dead, layers = (sigma <= eps).unbind(), len(u)
         results: list[Tensor | None] = [None] * (1 + 2 * layers)
-        with _without_autocast(sigma):
+        with without_autocast(sigma):
             for i, tangent in enumerate(tangents):
                 if tangent is not None:
                     results[1 + i], results[1 + layers + i] = reference.spectral_norm_scale_double_backward(

@@ -18,7 +18,7 @@ from gpkernels.ops._layout import accumulation_dtype
 def matrix(weight: Tensor, dim: int) -> Tensor:
     """W, in the accumulation dtype."""
     w = weight.to(accumulation_dtype(weight.dtype)).movedim(dim, 0)
-    return w.flatten(1) if w.dim() > 1 else w.unsqueeze(1)
+    return w.reshape(w.shape[0], -1)
 
 
 def from_matrix(w: Tensor, dim: int, like: Tensor) -> Tensor:

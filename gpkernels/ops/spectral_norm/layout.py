@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -52,3 +53,10 @@ def layout(weight: Tensor, dim: int) -> Layout:
     strides = weight.stride()
     order = tuple(sorted(range(len(shape)), key=lambda d: -strides[d]))
     return Layout(shape, dim, order if weight.permute(order).is_contiguous() else None)
+
+
+def layouts(weights: Sequence[Tensor], dims: Sequence[int]) -> list[Layout] | None:
+    """None where every weight is contiguous."""
+    if all(w.is_contiguous() for w in weights):
+        return None
+    return [layout(w, d) for w, d in zip(weights, dims, strict=True)]
