@@ -164,7 +164,10 @@ def unwritable(tmp_path):
             lambda p, t: ["train", "--data", "imagenet"],
             "--data: wanted lfw-mini, fashion-mnist[:PATH], folder",
         ),
-        (lambda p, t: ["train", "--loss", "focal"], "--loss: wanted one of ls-gan, gls-gan, cls-gan, classic-minimax, "),
+        (
+            lambda p, t: ["train", "--loss", "focal"],
+            "--loss: wanted one of ls-gan, gls-gan, cls-gan, classic-minimax, ",
+        ),
         (lambda p, t: ["train", "--preset", "vae"], "--preset: wanted one of 'ls-gan-pg'"),
         (lambda p, t: ["train", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (lambda p, t: ["train", "--frobnicate"], "unrecognized arguments: --frobnicate"),

@@ -219,6 +219,19 @@ def test_unknown_labels_are_the_critics_own(garments, tmp_path):
     assert 0 < known.sum() < 20
 
 
+def test_labels_go_with_their_images_through_several_critic_steps(garments, tmp_path, monkeypatch):
+    run = trainer(garments, tmp_path, condition="concat", critic_steps=3, fresh_z=True, penalty="r1+r2")
+    seen, objective = [], run.objective.critic
+    monkeypatch.setattr(run.objective, "critic", lambda *given: seen.append(given[2]) or objective(*given))
+    run.train_step()
+    run.train_step()
+    assert len(seen) == 6
+    for number, batch in enumerate(seen):
+        pixels = (batch.real[:, 0, 16, 16] + 1) * 127.5
+        assert ((pixels - 5) / 20).round().tolist() == batch.y[0].tolist()
+        assert torch.equal(batch.y[0], garments.batch_labels(run.config, number)[0])
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -138,7 +138,7 @@ class Trainer:
         with (self.out / "log.jsonl").open("a") as log:
             while self.step < self.total_steps and not should_stop():
                 terms = self.train_step()
-                images += self.config.batch_size
+                images += self.config.batch_size * self.config.critic_steps
                 last = self.step == self.total_steps
                 if self.step % self.config.log_every == 0 or self.step == 1 or last:
                     record = self._record(terms)

@@ -58,7 +58,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "ls-gan": Preset(
             "LS-GAN without a penalty, DCGAN critic with BN",
-            "Qi 2020 (IJCV), section 7, and its public code; its final ReLU is left out, with which L died to a constant",
+            "Qi 2020 (IJCV), section 7, and its public code, without its final ReLU, with which L died to a constant",
             {**_QI, **_BATCH_NORM},
         ),
         "ls-gan-cost-model": Preset(
@@ -151,7 +151,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "sngan": Preset(
             "hinge loss, ResNets, spectral norm",
-            "Miyato et al. 2018, tables 3 to 6, and their public code, which draws two z an image for the generator and "
+            "Miyato et al. 2018, tables 3 to 6, and their public code, which draws 128 z for the generator and "
             "lets the learning rate fall",
             {
                 **_NO_PENALTY,
