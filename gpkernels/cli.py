@@ -208,23 +208,10 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _presets(options: argparse.Namespace) -> int:
-    """Each preset with its loss, its penalty, what else it sets, and where that comes from."""
     _need_train_extra()
-    from gpkernels.training import PRESETS, from_preset
-    from gpkernels.training.config import flag
+    from gpkernels.training import presets
 
-    for name, preset in PRESETS.items():
-        config = from_preset(name, {})
-        penalty = "no penalty"
-        if config.penalty != "none":
-            form = f", {config.penalty_form}" if config.penalty_form else ""
-            penalty = f"{config.penalty_weight:g} x {config.penalty}{form} (per {config.penalty_axes})"
-        if config.spectral_norm:
-            penalty += ", spectral norm"
-        shown = {"loss", "penalty", "penalty_weight", "penalty_form", "penalty_axes", "spectral_norm"}
-        rest = " ".join(f"{flag(key)} {value}" for key, value in preset.settings.items() if key not in shown)
-        print(f"{name}\n  {preset.doc}\n  loss {config.loss}; {penalty}" + (f"; {rest}" if rest else ""))
-        print(f"  {preset.source}")
+    print("\n\n".join(map(presets.describe, presets.PRESETS)))
     return 0
 
 

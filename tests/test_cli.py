@@ -75,18 +75,40 @@ def test_default_run_folders_are_new_ones(tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["ls-gan-pg-001", "ls-gan-pg-002"]
 
 
-def test_presets_and_explicit_flags(tmp_path, capsys):
-    code, listed, _ = run(capsys, "presets")
+def test_presets_are_listed_with_what_they_set(capsys):
+    """Each row says what a config of the preset holds; "also" is flags that `train` takes."""
+    from gpkernels.training import PRESETS, from_preset
+
+    code, text, _ = run(capsys, "presets")
     assert code == 0
-    assert [line.split()[0] for line in listed.splitlines()] == [
-        "ls-gan-pg",
-        "ls-gan-pg-mini",
-        "ls-gan-pg-cost-model",
-        "ls-gan",
-    ]
+    elsewhere = {"loss", "penalty", "penalty_axes", "spectral_norm", "clip", "optimizer", "lr", "beta1", "beta2"}
+    elsewhere |= {"batch_size", "critic_steps", "epochs"}
+    listed = {block.splitlines()[0]: block.splitlines()[1:] for block in text.strip().split("\n\n")}
+    assert list(listed) == list(PRESETS)
+    for name, (doc, *lines) in listed.items():
+        assert doc.strip() == PRESETS[name].doc
+        rows = dict(line.split(maxsplit=1) for line in lines)
+        assert list(rows) == ["loss", "penalty", "training", "also", "source"]
+        config = from_preset(name, {})
+        assert (rows["loss"], rows["source"]) == (config.loss, PRESETS[name].source)
+        assert rows["training"].startswith(f"{config.optimizer} {config.lr:g}")
+        assert f"batches of {config.batch_size}, {config.epochs} epochs, {config.critic_steps} of" in rows["training"]
+        flags = [] if rows["also"] == "-" else rows["also"].split()
+        also = vars(cli._parser().parse_args(["train", *flags]))
+        settings = PRESETS[name].settings
+        assert {key: also[key] for key in settings if key in also} == {k: v for k, v in settings.items() if k in also}
+        assert {key for key in settings if key not in also} <= elsewhere
+    penalties = {name: dict(line.split(maxsplit=1) for line in lines[1:])["penalty"] for name, lines in listed.items()}
+    assert penalties["ls-gan-pg"] == "10 x ls_gan_pg, norm per pixel"
+    assert penalties["wgan-gp"] == "10 x coupled, norm per sample"
+    assert penalties["wgan"] == "none, weights clipped to 0.01"
+    assert penalties["sngan"] == "none, spectral norm"
+
+
+def test_explicit_flags_override_a_preset(tmp_path, capsys):
     run(capsys, "train", "--preset", "ls-gan", "--steps", 1, "--no-flip", "--out", tmp_path / "run", *SMALL)
     config = json.loads((tmp_path / "run/config.json").read_text())
-    assert (config["penalty"], config["critic"], config["lr"]) == ("none", "cost-model", 1e-4)
+    assert (config["penalty"], config["critic_norm"], config["lr"], config["z"]) == ("none", "batch", 1e-4, "uniform")
     assert (config["flip"], config["ngf"], config["preset"]) == (False, 4, "ls-gan")
 
 
@@ -142,7 +164,10 @@ def unwritable(tmp_path):
             lambda p, t: ["train", "--data", "imagenet"],
             "--data: wanted lfw-mini, fashion-mnist[:PATH], folder",
         ),
-        (lambda p, t: ["train", "--loss", "hinge"], "--loss: wanted one of ls-gan, gls-gan, got 'hinge'"),
+        (
+            lambda p, t: ["train", "--loss", "focal"],
+            "--loss: wanted one of ls-gan, gls-gan, cls-gan, classic-minimax, ",
+        ),
         (lambda p, t: ["train", "--preset", "vae"], "--preset: wanted one of 'ls-gan-pg'"),
         (lambda p, t: ["train", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (lambda p, t: ["train", "--frobnicate"], "unrecognized arguments: --frobnicate"),

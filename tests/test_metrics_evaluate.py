@@ -270,10 +270,10 @@ class Split(data.ImageSet):
 
 def test_labels_have_the_real_frequencies_and_held_out_images_are_used(tmp_path, capsys, monkeypatch):
     (tmp_path / "checkpoint.pt").write_text("")
-    config = TrainConfig(nz=8)
-    object.__setattr__(config, "condition", "concat")
+    config = TrainConfig(nz=8, condition="concat")
     monkeypatch.setattr(checkpoint, "load_generator", lambda path: (Labelled(), config, 7))
     images = np.zeros((200, 1, 32, 32), np.uint8)
+    load = data.load
     monkeypatch.setattr(data, "load", lambda config: Split("all", images))
     evaluators = []
 
@@ -291,8 +291,8 @@ def test_labels_have_the_real_frequencies_and_held_out_images_are_used(tmp_path,
     grey_of_one = to_bytes("x", torch.full((1, 1, 1, 1), 0.25)).item()
     assert (fake == grey_of_one).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert measure.labels.double().mean() == 0.25
-    monkeypatch.setattr(Split, "held_out", lambda self: None)
-    assert "--data: wanted labelled images" in run(capsys, tmp_path)[2]
+    monkeypatch.setattr(data, "load", load)
+    assert "--condition concat: wanted data with labels" in run(capsys, tmp_path, "--data", "lfw-mini")[2]
 
 
 @pytest.mark.parametrize(

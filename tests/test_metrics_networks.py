@@ -157,10 +157,10 @@ def test_onet_looks_into_the_box(lfw):
 
 
 def test_boxes_of_the_crops_are_one_place_in_the_photograph():
-    from gpkernels.training.data import CELEBA_BOXES
+    from gpkernels.training.data.celeba import BOXES
 
     def pixels(crop):
-        left, upper, right, lower = CELEBA_BOXES[crop]
+        left, upper, right, lower = BOXES[crop]
         box = faces.CELEBA_BOXES[crop]
         return [left + box[0] * (right - left), upper + box[1] * (lower - upper),
                 left + box[2] * (right - left), upper + box[3] * (lower - upper)]  # fmt: skip

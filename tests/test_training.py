@@ -1,5 +1,6 @@
 """The trainer: losses by hand, a step by hand, repeatable and resumable to the bit, and learning."""
 
+import dataclasses
 import json
 
 import critics
@@ -27,6 +28,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def halves(faces):
+    """16 faces in two classes, the brighter and the darker, and 10 held out: four steps an epoch."""
+
+    def labelled(images, **more):
+        bright = images.mean((1, 2, 3)) > np.median(images.mean((1, 2, 3)))
+        return data.ImageSet("halves", images, labels=bright.astype(np.int64), class_names=("dark", "bright"), **more)
+
+    return labelled(faces.images[:16], load_held_out=lambda: labelled(faces.images[16:26]))
 
 
 def trainer(faces, out, *, resume=None, **settings):
@@ -114,10 +126,16 @@ def test_average_follows_the_generator(faces, tmp_path):
         {"penalty": "none", "loss": "gls-gan", "slope": 0.5},
         {"spectral_norm": True},
         {"spectral_norm": True, "critic": "cost-model", "penalty": "none", "channels_last": False},
+        {"optimizer": "rmsprop", "clip": 0.01, "critic_steps": 3, "fresh_z": True, "loss": "wasserstein"},
+        {"penalty": "r1+r2", "penalty_axes": "sample", "penalty_interval": 2, "critic_lr": 1e-3},
+        {"loss": "relativistic-average", "critic_norm": "batch", "z": "uniform"},
+        {"loss": "wasserstein", "spectral_norm": True, "clip": 0.1, "critic_steps": 2},
+        {"loss": "cls-gan", "condition": "classes", "labels": 4, "critic_norm": "batch", "gamma": 1.0, "log_every": 4},
     ],
     ids=str,
 )
-def test_interrupted_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(faces, tmp_path, settings):
+def test_interrupted_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(faces, halves, tmp_path, settings):
+    faces = halves if "condition" in settings else faces
     whole = trainer(faces, tmp_path / "whole", steps=9, **settings)
     assert whole.run()
     first = trainer(faces, tmp_path / "parts", steps=9, **settings)
@@ -133,6 +151,65 @@ def test_interrupted_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(face
     torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=0)
     logs = [(t.out / "log.jsonl").read_text() for t in (whole, second)]
     assert logs[0] == logs[1]
+
+
+def test_relativistic_generator_compares_with_the_real_images(faces, tmp_path):
+    """Adam's first moment is the gradient of the loss by hand, at the updated critic: both sides against the other's
+    mean, roles swapped."""
+    run, twin = (trainer(faces, tmp_path, loss="relativistic-average", penalty="none") for _ in range(2))
+    run.train_step()
+    draws = torch.Generator().manual_seed(1)
+    real = faces.batch(run.config, 0, draws)
+    fake = twin.generator(torch.randn(4, 8, generator=draws))
+    critic = run.critic  # which the generator's update leaves as it is
+    scores = critic(real), critic(fake)
+    softplus = torch.nn.functional.softplus
+    loss = softplus(scores[0] - scores[1].mean()).mean() + softplus(scores[0].mean() - scores[1]).mean()
+    wanted = torch.autograd.grad(loss, list(twin.generator.parameters()))
+    for parameter, grad in zip(run.generator.parameters(), wanted, strict=True):
+        torch.testing.assert_close(
+            run.optimizers["generator"].state[parameter]["exp_avg"], 0.5 * grad, rtol=1e-4, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_r1_and_r2_together_are_their_sum(faces, tmp_path, interval):
+    """Each with the whole weight, at the real and at the generated images; in lazy steps both or neither."""
+    settings = {"penalty": "r1+r2", "penalty_axes": "sample", "loss": "relativistic-pairing"}
+    run, twin = (trainer(faces, tmp_path, penalty_interval=interval, **settings) for _ in range(2))
+    draws = torch.Generator().manual_seed(1)
+    real = faces.batch(run.config, 0, draws)
+    fake = twin.generator(torch.randn(4, 8, generator=draws)).detach()
+    sides = [oracles.gradient_penalty(twin.critic, x, "squared").item() for x in (real, fake)]
+    terms = [run.train_step() for _ in range(2)]
+    assert terms[0]["penalty"].item() == pytest.approx(interval * 10 * sum(sides) / 2, rel=1e-4)
+    assert (terms[1]["penalty"].item() > 0) == (interval == 1)
+
+
+def test_two_learning_rates_are_each_its_net_s(faces, tmp_path):
+    run = trainer(faces, tmp_path, lr=1e-4, critic_lr=4e-4, penalty_interval=3)
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in run.optimizers.items()}
+    assert rates == {"generator": 1e-4, "critic": pytest.approx(4e-4 * 3 / 4)}  # lazy: i / (i + 1)
+
+
+def test_classification_error_is_logged_each_epoch(halves, tmp_path):
+    """The share of held-out images of which another class has the lower loss, read once."""
+    reads = []
+    load = halves.load_held_out
+    images = dataclasses.replace(halves, load_held_out=lambda: reads.append(1) or load())
+    settings = {"loss": "cls-gan", "condition": "classes", "critic_steps": 2, "log_every": 3}
+    run = trainer(images, tmp_path, epochs=3, **settings)
+    run.run()
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    errors = {record["step"]: record["classification_error"] for record in records if "classification_error" in record}
+    assert list(errors) == [2, 4, 6]  # 16 images, 4 a batch, 2 batches a step
+    assert len(reads) == 1
+    held_out = load()
+    x, run.critic = torch.from_numpy(held_out.images).float() / 127.5 - 1, run.critic.eval()
+    losses = torch.stack([run.critic(x, torch.full((10,), y)) for y in range(2)])
+    wrong = losses.argmin(0) != torch.from_numpy(held_out.labels)
+    assert errors[6] == wrong.float().mean().item()
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_same_seed_repeats_and_another_differs(faces, tmp_path):

@@ -207,13 +207,29 @@ def test_a_conditional_critic_step_is_the_formula(garments, tmp_path, condition)
 
 def test_unknown_labels_are_the_critics_own(garments, tmp_path):
     """With one known label a class, the step takes the critic's prediction for the other images."""
-    run = trainer(garments, tmp_path, condition="classes", labels=10, batch_size=40)
+    run = trainer(garments, tmp_path, condition="classes", labels=10, batch_size=40, unlabelled_weight=0.25)
     real = garments.batch(run.config, 0, torch.Generator().manual_seed(1))
     labels, known = garments.batch_labels(run.config, 0)
-    (y,) = run._labels(real, 0)
+    batch = run._batch(0, torch.Generator().manual_seed(1))
+    (y,) = batch.y
+    assert torch.equal(batch.real, real)
     assert torch.equal(y[known], labels[known])
     assert torch.equal(y[~known], run.critic.logits(real)[~known].argmax(1))
+    assert torch.equal(batch.weights, torch.where(known, 1.0, 0.25))
     assert 0 < known.sum() < 20
+
+
+def test_labels_go_with_their_images_through_several_critic_steps(garments, tmp_path, monkeypatch):
+    run = trainer(garments, tmp_path, condition="concat", critic_steps=3, fresh_z=True, penalty="r1+r2")
+    seen, objective = [], run.objective.critic
+    monkeypatch.setattr(run.objective, "critic", lambda *given: seen.append(given[2]) or objective(*given))
+    run.train_step()
+    run.train_step()
+    assert len(seen) == 6
+    for number, batch in enumerate(seen):
+        pixels = (batch.real[:, 0, 16, 16] + 1) * 127.5
+        assert ((pixels - 5) / 20).round().tolist() == batch.y[0].tolist()
+        assert torch.equal(batch.y[0], garments.batch_labels(run.config, number)[0])
 
 
 @pytest.mark.parametrize(

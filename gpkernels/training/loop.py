@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ class Trainer:
         with (self.out / "log.jsonl").open("a") as log:
             while self.step < self.total_steps and not should_stop():
                 terms = self.train_step()
-                images += self.config.batch_size
+                images += self.config.batch_size * self.config.critic_steps
                 last = self.step == self.total_steps
                 if self.step % self.config.log_every == 0 or self.step == 1 or last:
                     record = self._record(terms)
@@ -225,7 +226,7 @@ class Trainer:
         there is no such critic or nothing is held out."""
         if not isinstance(self.critic, models.ClassifierCritic):
             return None
-        held_out = self.images.held_out()
+        held_out = self._held_out
         if held_out is None or held_out.labels is None:
             return None
         wrong = 0
@@ -235,6 +236,11 @@ class Trainer:
             guessed = self.critic.guess(self._to_device(images)).argmax(1)
             wrong += int((guessed.cpu() != torch.from_numpy(held_out.labels[chosen])).sum())
         return wrong / len(held_out.images)
+
+    @cached_property
+    def _held_out(self) -> ImageSet | None:
+        """Read once a run."""
+        return self.images.held_out()
 
     def _to_device(self, images: Tensor) -> Tensor:
         return images.to(self.device, memory_format=self.memory_format)

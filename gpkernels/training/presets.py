@@ -1,4 +1,9 @@
-"""Presets: named settings, each with its source. Settings not listed keep TrainConfig's defaults."""
+"""Presets: named settings, each with its source. Settings not listed keep TrainConfig's defaults.
+
+Common to all, whatever the source has: nets of `models` in sizes of 32, 64 and 128 pixels, mirrored images unless a
+preset says otherwise, a constant learning rate, and samples from an averaged generator. "[memory]": the source was not
+at hand.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from typing import Any
 
 from gpkernels._checks import check_choice
 from gpkernels.errors import UserError
-from gpkernels.training.config import TrainConfig
+from gpkernels.training.config import TrainConfig, flag
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,17 @@ class Preset:
 _NO_PENALTY = {"penalty": "none", "penalty_axes": "sample"}
 _BATCH_NORM = {"critic_norm": "batch"}
 _MINI = {"ngf": 16, "ndf": 16, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "epochs": 40}
+_QI = {**_NO_PENALTY, "lr": 1e-4, "z": "uniform"}
+_GOODFELLOW = {**_NO_PENALTY, **_BATCH_NORM, "fresh_z": True}
 _GULRAJANI = {"critic_steps": 5, "fresh_z": True, "lr": 1e-4, "beta1": 0.0, "beta2": 0.9}
-_MESCHEDER = {"loss": "classic-non-saturating", "optimizer": "rmsprop", "lr": 1e-4, "fresh_z": True}
+_MESCHEDER = {
+    "loss": "classic-non-saturating",
+    "penalty_axes": "sample",
+    "optimizer": "rmsprop",
+    "lr": 1e-4,
+    "nz": 256,
+    "fresh_z": True,
+}
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -43,23 +57,28 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {"critic": "cost-model", "epochs": 24},
         ),
         "ls-gan": Preset(
-            "LS-GAN without a penalty, critic with BN",
-            "Qi 2020 (IJCV), section 7; its final ReLU is left out, with which L died to a constant",
-            {**_NO_PENALTY, "critic": "cost-model", "lr": 1e-4, "z": "uniform"},
+            "LS-GAN without a penalty, DCGAN critic with BN",
+            "Qi 2020 (IJCV), section 7, and its public code, without its final ReLU, with which L died to a constant",
+            {**_QI, **_BATCH_NORM},
+        ),
+        "ls-gan-cost-model": Preset(
+            "ls-gan with five convolutions as the critic, BN and ReLU between them",
+            "the LS-GAN poster; learning rate and z of ls-gan",
+            {**_QI, "critic": "cost-model", "epochs": 24},
         ),
         "gls-gan": Preset(
-            "LS-GAN's cost with a slope where the margin is kept, between LS-GAN (0) and WGAN (1)",
-            "Qi 2020 (IJCV), eq. 16; the slope 0.01 is this project's",
-            {**_NO_PENALTY, "critic": "cost-model", "lr": 1e-4, "z": "uniform", "loss": "gls-gan", "slope": 0.01},
+            "LS-GAN's cost with a slope where the margin is kept, between LS-GAN (0) and WGAN (1); weights clipped",
+            "Qi 2020 (IJCV), eq. 16, and its public code, which calls it untested",
+            {**_QI, **_BATCH_NORM, "loss": "gls-gan", "slope": 0.5, "clip": 0.04, "epochs": 50},
         ),
         "cls-gan": Preset(
             "conditional LS-GAN: the critic is a classifier; with --labels N semi-supervised",
-            "Qi 2020 (IJCV), section 6 and its public code",
+            "Qi 2020 (IJCV), section 6, and its public code, whose critic has a 3x3 convolution more at each size",
             {
                 **_NO_PENALTY,
+                **_BATCH_NORM,
                 "loss": "cls-gan",
                 "condition": "classes",
-                "critic_norm": "batch",
                 "data": "fashion-mnist",
                 "gamma": 1.0,
                 "margin": 8e-4,
@@ -69,27 +88,27 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "gan": Preset(
             "the first GAN, minimax: the generator's loss saturates",
-            "Goodfellow et al. 2014, eq. 1, with DCGAN's nets",
-            {**_NO_PENALTY, **_BATCH_NORM, "loss": "classic-minimax"},
+            "Goodfellow et al. 2014, eq. 1 and Algorithm 1; DCGAN's nets and Adam for its perceptrons and SGD",
+            {**_GOODFELLOW, "loss": "classic-minimax"},
         ),
         "gan-ns": Preset(
             "the non-saturating GAN",
-            "Goodfellow et al. 2014, section 3, with DCGAN's nets",
-            {**_NO_PENALTY, **_BATCH_NORM, "loss": "classic-non-saturating"},
+            "Goodfellow et al. 2014, section 3 and Algorithm 1; DCGAN's nets and Adam for its perceptrons and SGD",
+            {**_GOODFELLOW, "loss": "classic-non-saturating"},
         ),
         "dcgan": Preset(
-            "gan-ns with DCGAN's batches and uniform z",
-            "Radford et al. 2016, section 4",
+            "gan-ns with DCGAN's batches and uniform z, which both updates share",
+            "Radford et al. 2016, section 4 [memory], nets as wide as its public code's; --ngf 128 is the paper's",
             {**_NO_PENALTY, **_BATCH_NORM, "loss": "classic-non-saturating", "batch_size": 128, "z": "uniform"},
         ),
         "lsgan-least-squares": Preset(
             "least squares GAN (not loss-sensitive), for any folder of images",
-            "Mao et al. 2017; settings of DCGAN",
-            {**_NO_PENALTY, **_BATCH_NORM, "loss": "least-squares"},
+            "Mao et al. 2017 and their public code for cat faces, which are of 128 pixels",
+            {**_NO_PENALTY, **_BATCH_NORM, "loss": "least-squares", "z": "uniform"},
         ),
         "wgan": Preset(
             "the first WGAN: weights clipped to [-0.01, 0.01]",
-            "Arjovsky et al. 2017, Algorithm 1",
+            "Arjovsky et al. 2017, Algorithm 1, without the public code's 100 critic steps now and then",
             {
                 **_NO_PENALTY,
                 **_BATCH_NORM,
@@ -103,27 +122,37 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "wgan-gp": Preset(
             "WGAN with a two-sided penalty between real and generated images",
-            "Gulrajani et al. 2017, Algorithm 1",
+            "Gulrajani et al. 2017, Algorithm 1 [memory]",
             {**_GULRAJANI, "loss": "wasserstein", "penalty": "coupled", "penalty_axes": "sample"},
         ),
         "dragan": Preset(
             "the GAN with a penalty around real images, noise on both sides",
-            "Kodali et al. 2017, section 2.3",
-            {"loss": "classic-non-saturating", "penalty": "local", "penalty_axes": "sample", "lr": 1e-4},
+            "Kodali et al. 2017 and their public code, whose noise is on one side and nets are perceptrons",
+            {
+                "loss": "classic-non-saturating",
+                "penalty": "local",
+                "penalty_axes": "sample",
+                "lr": 1e-4,
+                "beta2": 0.9,
+                "z": "uniform",
+                "fresh_z": True,
+                "batch_size": 128,
+            },
         ),
         "r1": Preset(
             "the GAN with half the squared gradient norm at real images",
-            "Mescheder et al. 2018, eq. 9",
-            {**_MESCHEDER, "penalty": "r1", "penalty_axes": "sample"},
+            "Mescheder et al. 2018, eq. 9, and their public code; DCGAN's nets for its ResNets",
+            {**_MESCHEDER, "penalty": "r1"},
         ),
         "r2": Preset(
             "the GAN with half the squared gradient norm at generated images",
-            "Mescheder et al. 2018, eq. 10",
-            {**_MESCHEDER, "penalty": "r2", "penalty_axes": "sample"},
+            "Mescheder et al. 2018, eq. 10, and their public code; DCGAN's nets for its ResNets",
+            {**_MESCHEDER, "penalty": "r2"},
         ),
         "sngan": Preset(
             "hinge loss, ResNets, spectral norm",
-            "Miyato et al. 2018, section 4 and tables 3 to 6",
+            "Miyato et al. 2018, tables 3 to 6, and their public code, which draws 128 z for the generator and "
+            "lets the learning rate fall",
             {
                 **_NO_PENALTY,
                 **_GULRAJANI,
@@ -136,14 +165,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             },
         ),
         "cgan": Preset(
-            "the conditional GAN: one-hot labels beside z and image",
-            "Mirza and Osindero 2014, with DCGAN's nets",
+            "the conditional GAN: one-hot labels beside z and image, uniform z",
+            "Mirza and Osindero 2014 [memory]; DCGAN's nets and Adam for its perceptrons and SGD",
             {
-                **_NO_PENALTY,
-                **_BATCH_NORM,
+                **_GOODFELLOW,
                 "loss": "classic-non-saturating",
                 "condition": "concat",
                 "data": "fashion-mnist",
+                "z": "uniform",
                 "flip": False,
             },
         ),
@@ -158,3 +187,34 @@ def from_preset(name: str, overrides: Mapping[str, Any]) -> TrainConfig:
     except ValueError as error:
         raise UserError(str(error)) from None
     return TrainConfig(**{**PRESETS[name].settings, **overrides, "preset": name})
+
+
+def describe(name: str) -> str:
+    """What a person wants to know of a preset: its loss, penalty and training, what else it sets, and its source."""
+    preset, config = PRESETS[name], from_preset(name, {})
+    betas = f" ({config.beta1:g}, {config.beta2:g})" if config.optimizer == "adam" else ""
+    clipped = f", weights clipped to {config.clip:g}" if config.clip is not None else ""
+    norm = ", spectral norm" if config.spectral_norm else ""
+    penalty = "none" if config.penalty == "none" else f"{config.penalty_weight:g} x {config.penalty}"
+    if config.penalty != "none":
+        penalty += f", norm per {config.penalty_axes}"
+    shown = {"loss", "penalty", "penalty_axes", "spectral_norm", "clip", "optimizer", "lr", "beta1", "beta2"}
+    shown |= {"batch_size", "critic_steps", "epochs"}
+    rows = {
+        "loss": config.loss,
+        "penalty": penalty + norm + clipped,
+        "training": (
+            f"{config.optimizer} {config.lr:g}{betas}, batches of {config.batch_size}, {config.epochs} epochs, "
+            f"{config.critic_steps} of the critic's updates to 1 of the generator's"
+        ),
+        "also": " ".join(_as_flag(key, value) for key, value in preset.settings.items() if key not in shown) or "-",
+        "source": preset.source,
+    }
+    return "\n".join([name, f"  {preset.doc}", *(f"    {title:8}  {text}" for title, text in rows.items())])
+
+
+def _as_flag(key: str, value: Any) -> str:
+    """As it is written on the command line."""
+    if isinstance(value, bool):
+        return flag(key) if value else flag(f"no_{key}")
+    return f"{flag(key)} {value}"
