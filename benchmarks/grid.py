@@ -68,7 +68,7 @@ PENALTIES_TRIED = (
     Penalty("none", ""),
     *(Penalty(kind, form) for kind in PENALTY_KINDS if kind != "none" for form in PENALTIES),
 )
-REDUCED = ("none", "coupled two_sided", "coupled one_sided", *(f"{kind} {usual_form(kind)}" for kind in KINDS))
+REDUCED = ("none", "coupled one_sided", *(f"{kind} {usual_form(kind)}" for kind in KINDS))
 
 
 class Cell(NamedTuple):

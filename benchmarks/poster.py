@@ -11,8 +11,9 @@ After every epoch samples are measured against real images that were held out, w
     declines slightly     it ends worse than it was around epoch 11, by less than half
 
 where "around" and "ends" are means over three epochs, and the last two want most seeds. By default everything is small:
-grey 32x32 images, narrow nets, an epoch of 5120 images. `--data celeba:PATH --full` is the poster's own size.
-Stopped and started again, it goes on where it was: finished epochs are rows in runs/, and the trainer has a checkpoint.
+grey 32x32 images, narrow nets, an epoch of 4096 images, and with that the batches and the learning rate of preset
+ls-gan-pg-mini. `--data celeba:PATH --full` is the poster's own size. Stopped and started again, it goes on where it
+was: finished epochs are rows in runs/, and the trainer has a checkpoint.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Scale:
 
 
 SMALL = Scale(
-    {"image_size": 32, "ngf": 16, "ndf": 16, "max_images": 5120, "flip": False},
+    {"image_size": 32, "ngf": 16, "ndf": 16, "max_images": 4096, "batch_size": 16, "lr": 5e-4, "flip": False},
     {"swd": 2000, "kid_effnetlite0": 500},
     (0, 1, 2, 4, 6, 8, 11, 14, 17, 20, 24),
 )
