@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from gpkernels.training import Trainer
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--data", "lfw-mini", "--metrics", "swd", "--seeds", "2", "--epochs", "3", "--width", "2", "--batch", "64"]
+SMALL = ["--data", "lfw-mini", "--metrics", "swd", "--seeds", "2", "--epochs", "2", "--width", "2", "--batch", "64"]
 SMALL += ["--samples", "100", "--jobs", "1", "--device", "cpu"]
 
 
@@ -61,9 +62,15 @@ def counted_steps(monkeypatch):
     return counted
 
 
+def small_epochs(monkeypatch):
+    """6 steps an epoch."""
+    monkeypatch.setattr("gpkernels.training.data.lfw._PASSES", 4)
+
+
 def test_poster_goes_on_to_the_same_numbers(module, tmp_path, counted_steps, monkeypatch, capsys):
     poster = module("poster")
-    monkeypatch.setattr("gpkernels.training.data.lfw._PASSES", 8)  # 12 steps an epoch
+    small_epochs(monkeypatch)
+    monkeypatch.setattr(poster, "draw", lambda *args: None)
 
     def run(name):
         poster.main([*SMALL, "--runs", str(tmp_path / name), "--out", str(tmp_path / name / "results")])
@@ -71,13 +78,13 @@ def test_poster_goes_on_to_the_same_numbers(module, tmp_path, counted_steps, mon
 
     whole = run("whole")
     steps = counted_steps["steps"]
-    assert steps == 2 * 2 * 3 * 12
+    assert steps == 2 * 2 * 2 * 6
     assert [(row["model"], row["seed"], row["epoch"]) for row in whole] == [
-        (model, seed, epoch) for seed in "01" for model in ("LS-GAN", "LS-GAN-PG") for epoch in "0123"
+        (model, seed, epoch) for seed in "01" for model in ("LS-GAN", "LS-GAN-PG") for epoch in "012"
     ]
-    assert len({row["swd"] for row in whole if row["epoch"] == "3"}) == 4  # models and seeds differ
-    assert whole[0]["swd"] == whole[4]["swd"]  # and begin alike
-    assert (tmp_path / "whole" / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert len({row["swd"] for row in whole if row["epoch"] == "2"}) == 4  # models and seeds differ
+    assert whole[0]["swd"] == whole[3]["swd"]  # models begin alike
+    assert all(float(row["swd"]) > 0 for row in whole)
     output = capsys.readouterr().out
     assert "differ in: preset ls-gan / ls-gan-pg-cost-model; penalty none / ls_gan_pg\n" in output
     assert "swd              both learn" in output
@@ -86,14 +93,14 @@ def test_poster_goes_on_to_the_same_numbers(module, tmp_path, counted_steps, mon
     assert counted_steps["steps"] == steps  # nothing is trained twice
     assert capsys.readouterr().out.count("finished before") == 4
 
-    counted_steps.update(steps=0, limit=36 + 12 + 5)  # one run, an epoch of the next and some steps
+    counted_steps.update(steps=0, limit=12 + 6 + 3)  # one run, an epoch of the next and half of another
     with pytest.raises(KeyboardInterrupt):
         run("interrupted")
     (folder,) = (tmp_path / "interrupted").glob("lfw-mini-*")
-    assert [len(table(file)) for file in sorted(folder.glob("*/rows.csv"))] == [2, 4]  # LS-GAN-PG
+    assert [len(table(folder / f"{model}-seed0" / "rows.csv")) for model in ("ls-gan", "ls-gan-pg")] == [3, 2]
     counted_steps.update(steps=0, limit=math.inf)
     assert numbers(run("interrupted"), "seconds") == numbers(whole, "seconds")
-    assert counted_steps["steps"] == steps - 36 - 12
+    assert counted_steps["steps"] == steps - 12 - 6
 
 
 def test_poster_records_what_diverges(module, tmp_path, monkeypatch):
@@ -102,19 +109,21 @@ def test_poster_records_what_diverges(module, tmp_path, monkeypatch):
 
     def diverging(self):
         terms = step(self)
-        bad = self.step == 30 and self.config.penalty == "none" and self.config.seed == 1
+        bad = self.step == 10 and self.config.penalty == "none" and self.config.seed == 1
         return {**terms, "gap": terms["gap"] * math.nan} if bad else terms
 
     monkeypatch.setattr(Trainer, "train_step", diverging)
-    monkeypatch.setattr("gpkernels.training.data.lfw._PASSES", 8)
+    small_epochs(monkeypatch)
     poster.main([*SMALL, "--runs", str(tmp_path), "--out", str(tmp_path / "results")])
     of_run = [row for row in table(tmp_path / "results.csv") if (row["model"], row["seed"]) == ("LS-GAN", "1")]
-    assert [row["status"] for row in of_run] == ["trained"] * 3 + ["diverged: gap is nan at step 30"]
+    assert [row["status"] for row in of_run] == ["trained", "trained", "diverged: gap is nan at step 10"]
     assert of_run[-1]["swd"] == ""
-    learn, *others = poster.claims(table(tmp_path / "results.csv"), "swd", 3)
+    learn, *others = poster.claims(table(tmp_path / "results.csv"), "swd", 2)
     assert not learn.holds
-    assert "by seed: " in others[0].numbers
     assert others[0].numbers.count(" and ") == 2  # the names, and the one seed with two whole runs
+    with Image.open(tmp_path / "results.png") as picture:
+        assert min(picture.size) > 500
+        assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 20
 
 
 def rows_of(curves):
@@ -208,8 +217,9 @@ def grid_options(folder, *more):
     return ["--quick", "--steps", "4", "--width", "2", "--samples", "100", "--jobs", "1", *where, *more]
 
 
-def test_grid_keeps_finished_cells(module, tmp_path, counted_steps, capsys):
+def test_grid_keeps_finished_cells(module, tmp_path, counted_steps, monkeypatch, capsys):
     grid = module("grid")
+    monkeypatch.setattr(grid, "draw", lambda *args: None)
     probe = 6  # steps that the estimate takes
 
     grid.main(grid_options(tmp_path / "whole"))
@@ -219,7 +229,6 @@ def test_grid_keeps_finished_cells(module, tmp_path, counted_steps, capsys):
     assert len({row["swd"] for row in whole}) > 8  # at first a penalty of gradients of 1e-4 may change no bit
     assert len({row["swd_initial"] for row in whole}) == 1
     assert all(float(row["of_initial"]) == float(row["swd"]) / float(row["swd_initial"]) for row in whole)
-    assert (tmp_path / "whole" / "results.png").read_bytes().startswith(b"\x89PNG")
     assert "12 to train, 1 at a time: about 0." in capsys.readouterr().out
 
     counted_steps.update(steps=0, limit=probe + 3 * 4 + 2)
@@ -249,6 +258,8 @@ def test_grid_records_what_diverges(module, tmp_path, monkeypatch, capsys):
     assert good["status"] == "trained"
     assert float(good["swd"]) > 0
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("none ")] == ["1", "0"]
+    with Image.open(tmp_path / "results.png") as picture:
+        assert (255, 0, 0) in (colour for _, colour in picture.convert("RGB").getcolors(2**24))  # the cross
 
 
 def test_grid_without_a_cell_says_so(module, tmp_path, capsys):
@@ -272,5 +283,3 @@ def test_grid_is_every_kind_form_and_loss(module):
 def test_workers_share_the_work(module):
     experiments = module("experiments")
     assert sorted(experiments.outcomes(abs, [-3, 2, -1], 2)) == [1, 2, 3]
-    with pytest.raises(TypeError):
-        list(experiments.outcomes(abs, ["x", 1], 2))
