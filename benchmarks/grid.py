@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -177,27 +178,30 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
     found = {cell_of(row): row for row in rows}
     losses = [name for name in LOSSES if any(cell.loss == name for cell in found)]
     columns = [penalty for penalty in PENALTIES_TRIED if any(cell.penalty == penalty for cell in found)]
-    figure = Figure(figsize=(4 + 1.1 * len(columns), 2.5 + 0.4 * len(losses)), layout="constrained")
+    shares = [number(row["of_initial"]) for row in rows if row["of_initial"]]
+    low, high = min(shares, default=0.0), min(max([1.0, *shares]), 1.5)
+    figure = Figure(figsize=(4 + 1.1 * len(columns), 3 + 0.4 * len(losses)), layout="constrained")
     figure.suptitle(title, fontsize=10)
     for axes, spectral in zip(figure.subplots(1, 2, sharey=True), (False, True), strict=True):
-        values = [[float("nan")] * len(columns) for _ in losses]
+        values = [[math.nan] * len(columns) for _ in losses]
         for y, loss in enumerate(losses):
             for x, penalty in enumerate(columns):
                 row = found.get(Cell(loss, penalty, spectral))
                 if row is None:
                     continue
                 values[y][x] = value = number(row["of_initial"])
-                text, colour = (f"{value:.2f}", "white" if value < 0.6 else "black")
+                style: dict[str, Any] = {"color": "white" if value < (low + high) / 2 else "black", "fontsize": 7}
                 if row["status"] != "trained":
-                    text, colour = "x", "red"
-                size = 7 if text != "x" else 12
-                axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=size)
-        image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1.2, aspect="auto")
+                    style = {"color": "red", "fontsize": 12}
+                text = f"{value:.2f}" if row["status"] == "trained" else "x"
+                axes.text(x, y, text, ha="center", va="center", **style)
+        image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
         axes.set_facecolor("lightgrey")
         axes.set_title("with spectral norm" if spectral else "without spectral norm", fontsize=10)
         axes.set_xticks(range(len(columns)), [penalty.name for penalty in columns], rotation=90, fontsize=8)
         axes.set_yticks(range(len(losses)), losses, fontsize=8)
-    figure.colorbar(image, ax=figure.axes, label="swd over that at initialisation, lower is better; red x: diverged")
+    label = "swd over that at initialisation\nlower is better, red x: diverged"
+    figure.colorbar(image, ax=figure.axes, label=label)
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
 

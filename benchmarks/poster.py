@@ -284,9 +284,9 @@ def draw(path: Path, rows: Sequence[Row], tasks: Sequence[Run], title: str) -> N
     from PIL import Image
 
     names = list(tasks[0].samples)
-    figure = Figure(figsize=(13, 10), layout="constrained")
+    figure = Figure(figsize=(13, 9), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.3, 1))
     for axes, metric in zip(upper.subplots(1, len(names), squeeze=False).flat, names, strict=True):
         for model, of_seed in curves(rows, metric).items():
             epochs = sorted({epoch for curve in of_seed.values() for epoch in curve.values})
@@ -298,7 +298,7 @@ def draw(path: Path, rows: Sequence[Row], tasks: Sequence[Run], title: str) -> N
                 axes.axhline(number(row[metric]), color="black", linewidth=1, linestyle=":", label=row["model"])
         axes.axvline(tasks[0].config.epochs * TURN / OF, color="grey", linewidth=1, linestyle="--")
         axes.set_yscale("log" if min(number(row[metric] or "inf") for row in rows) > 0 else "linear")
-        axes.set_title(f"{metric}: mean and range over {len(tasks) // 2} seeds")
+        axes.set_title(f"{metric}: mean and range over the seeds ({len(tasks) // 2})")
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
