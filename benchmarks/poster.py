@@ -326,7 +326,7 @@ def table(rows: Sequence[Row], names: Sequence[str], epochs: int) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.poster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -345,7 +345,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, help="processes (default: the cores; 1 on a GPU)")
     parser.add_argument("--runs", type=Path, default=Path("runs/poster"), help="where runs are kept, to go on with")
     parser.add_argument("--out", type=Path, help="results, without .csv and .png (default: in --runs)")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     options.data = experiments.found_data(options.data)
     names = options.metrics.split(",") if options.metrics else experiments.found_metrics()
     tasks = runs(options, names)

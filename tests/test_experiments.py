@@ -1,6 +1,7 @@
 """The experiments: interrupted and resumed to the same numbers, claims from rows by hand, what diverges is recorded."""
 
 import csv
+import dataclasses
 import importlib
 import math
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gpkernels.training import Trainer
+from gpkernels.training import Trainer, from_preset
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--data", "lfw-mini", "--metrics", "swd", "--seeds", "2", "--epochs", "2", "--width", "2", "--batch", "64"]
@@ -101,6 +102,23 @@ def test_poster_goes_on_to_the_same_numbers(module, tmp_path, counted_steps, mon
     counted_steps.update(steps=0, limit=math.inf)
     assert numbers(run("interrupted"), "seconds") == numbers(whole, "seconds")
     assert counted_steps["steps"] == steps - 12 - 6
+
+
+def test_poster_at_its_own_size(module):
+    """The penalty is the only difference, and the rest is that of the poster's preset; folders never mix."""
+    poster = module("poster")
+    full = ["--data", "celeba:faces", "--full", "--seeds", "1"]
+    plain, penalised = poster.runs(poster.parse(full), ["swd"])
+    wanted = from_preset("ls-gan-pg-cost-model", {"data": "celeba:faces", "image_size": 64, "ema": 0.0})
+    assert penalised.config == wanted
+    assert plain.config == dataclasses.replace(wanted, preset="ls-gan", penalty="none")
+    assert penalised.metrics(5) == ["swd"]
+    others = [
+        poster.runs(poster.parse([*full, *more]), ["swd"])[0] for more in ([], ["--width", "8"], ["--batch", "8"])
+    ]
+    assert len({run.folder.parent for run in others}) == 3
+    small, *_ = poster.runs(poster.parse(["--data", "lfw-mini"]), ["swd", "kid_effnetlite0"])
+    assert [len(small.metrics(epoch)) for epoch in (0, 5, 11, 23, 24)] == [2, 1, 2, 1, 2]
 
 
 def test_poster_records_what_diverges(module, tmp_path, monkeypatch):
