@@ -30,15 +30,17 @@ OPS = {  # the ops that a public function runs on
 
 
 def normalised(wrap):
-    """The weight of a layer, normalised by `wrap`, as a function of what it was, with u and v as they are."""
+    """The weight of a layer, normalised by `wrap`, as a function of what it was, near one to which its u and v belong: of
+    another a read would take others."""
 
     def call(x):
         layer = torch.nn.Linear(2, 2, bias=False, dtype=x.dtype, device=x.device)
         wrap(layer)
         for vector in layer.buffers():
-            vector.copy_(unit(x))
+            vector.copy_(unit(x) / unit(x).norm())
+        weight = 10 * torch.outer(unit(x), unit(x)) + x
         eye = torch.eye(2, dtype=x.dtype, device=x.device)
-        return torch.func.functional_call(layer, {"parametrizations.weight.original": x}, eye).pow(3).sum()
+        return torch.func.functional_call(layer, {"parametrizations.weight.original": weight}, eye).pow(3).sum()
 
     return call
 
