@@ -477,6 +477,7 @@ def test_halves_keep_the_vectors_bits():
 def test_a_weight_of_another_dtype(norm):
     more = {"norm": norm, "input_shape": (4, 4)} if norm == "convolution" else {}
     model = gp.spectral_norm(nn.Conv2d(2, 3, 3), **more)
+    gp.spectral_norm_handle(model).update()
     for p in model.parameters():
         p.data = p.data.double()
     train_step(model, torch.optim.SGD(model.parameters(), 0.1), torch.randn(1, 2, 4, 4).double())
