@@ -200,6 +200,18 @@ def test_initialising_the_normalised_weights_through_data_changes_nothing():
     torch.testing.assert_close([layer.weight for layer in model], wanted)
 
 
+def test_how_long_results_of_a_loaded_model_are_kept():
+    """Until any step, so that a resumed one has the same nodes; a new model's and a copy's only while they are in use."""
+    model, _ = linears(8)
+    assert weakref.ref(model[0].weight)() is None
+    model.load_state_dict(linears(8)[0].state_dict())
+    kept = weakref.ref(model[0].weight)
+    assert kept() is model[0].weight
+    torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1).step()
+    assert kept() is None
+    assert weakref.ref(copy.deepcopy(model)[0].weight)() is None
+
+
 def test_a_weight_read_twice_in_a_pass(monkeypatch):
     model = copy.deepcopy(nn.Sequential(*linears(8)[0], nn.Linear(1, 1))).eval()
     wanted, calls, plain = [layer.weight for layer in model[:3]], [], Group._compute
@@ -477,6 +489,7 @@ def test_halves_keep_the_vectors_bits():
 def test_a_weight_of_another_dtype(norm):
     more = {"norm": norm, "input_shape": (4, 4)} if norm == "convolution" else {}
     model = gp.spectral_norm(nn.Conv2d(2, 3, 3), **more)
+    gp.spectral_norm_handle(model).update()
     for p in model.parameters():
         p.data = p.data.double()
     train_step(model, torch.optim.SGD(model.parameters(), 0.1), torch.randn(1, 2, 4, 4).double())

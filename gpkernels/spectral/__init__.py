@@ -14,7 +14,8 @@ real, fake and penalty forwards share the results, one autograd node for all of 
 When a result is kept. In training mode, after an update: until the version or the address of the weight, u or v moves.
 Such weights may be written through `.data`, which moves neither, by an optimizer's step alone: call `handle.update()`
 after anything else. In training mode before the first update, or with u and v written since, as
-DistributedDataParallel does: as long as a graph holds it. Else (evaluation, reads without gradients, copies, averages)
+DistributedDataParallel does: until the next step of any optimizer, or, of new layers and copies, as long as a graph
+holds it. Else (evaluation, reads without gradients, copies, averages)
 every pass over the network measures sigma anew, with u and v taken as directions of any length, and changes nothing.
 
 A weight that is replaced without its u and v:

@@ -30,7 +30,8 @@ class Result:
     """A normalised weight for the next read, and the state it was made in.
 
     `kept` serves any number of reads. Another one waits for one read; where that has gradients, in training mode, it
-    then serves others as long as a graph keeps it alive, so that the forwards of a step have one node.
+    then serves others, so that the forwards of a step have one node: of new layers and copies as long as a graph keeps
+    it alive, else until the next step of any optimizer.
     """
 
     __slots__ = ("captured", "kept", "ref", "state", "value", "version")

@@ -98,10 +98,12 @@ class SpectralNorm(Owned):
             if value is None:
                 continue
             if result.waits:
-                if grads and self.training:
+                if not (grads and self.training):
+                    del results[key]
+                elif self.known.fresh or self.known.copied:
                     result.value = None
                 else:
-                    del results[key]
+                    result.kept = True
             return value if key == grads else value.detach()
         return None
 

@@ -22,6 +22,7 @@ class Known:
 
     owner: the list of parametrizations.
     fresh: no update or load has moved the vectors since the layer was registered: they are a function of the weight.
+    copied: the layer is a copy or unpickled: perhaps an average.
     at: the time of the last update.
     state: the marks that the last update, or the registration, left; `held` keeps their memory from being used anew,
         which would make other contents look the same.
@@ -30,11 +31,11 @@ class Known:
     spent: sigma of the last read that nothing was known for.
     """
 
-    __slots__ = ("at", "fresh", "held", "owner", "results", "sigma", "spent", "state")
+    __slots__ = ("at", "copied", "fresh", "held", "owner", "results", "sigma", "spent", "state")
 
-    def __init__(self, owner: ParametrizationList | None = None, fresh: bool = False) -> None:
+    def __init__(self, owner: ParametrizationList | None = None, fresh: bool = False, copied: bool = False) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
-        self.fresh, self.at = fresh, 0
+        self.fresh, self.copied, self.at = fresh, copied, 0
         self.spent: Tensor | None
         self.results: dict[bool, Any] = {}
         self.forget()
@@ -132,7 +133,8 @@ class Owned(nn.Module):
         return {**self.__dict__, "known": (None if owner is None else owner(), self.known.fresh)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "known": Known(*state["known"])})
+        owner, fresh = state["known"]
+        super().__setstate__({**state, "known": Known(owner, fresh, copied=True)})
 
 
 def make_portable(module: nn.Module) -> None:

@@ -106,7 +106,6 @@ def register(
         made = SpectralNormOfVector(**common)
     else:
         made = SpectralNorm(weight, dim, iterations=options["iterations"], init=options["init"], group=group, **common)
-    made.train(module.training)
     parametrize.register_parametrization(module, name, made)
     make_portable(module)
     if isinstance(made, SpectralNorm | ConvolutionNorm):
