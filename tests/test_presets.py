@@ -17,25 +17,26 @@ SIZES = {"ngf": 8, "ndf": 8, "batch_size": 16, "image_size": 32}
 
 LEARN = {
     "ls-gan-pg": (200, 1.85, {"lr": 2e-3}),
-    "ls-gan-pg-mini": (200, 1.5, {"ngf": 16, "ndf": 16, "lr": 1e-3}),
+    "ls-gan-pg-mini": (200, 2.2, {"ngf": 16, "ndf": 16, "lr": 1e-3}),
     "ls-gan-pg-cost-model": (200, 1.55, {"lr": 5e-3}),
     "ls-gan": (150, 1.7, {"lr": 5e-3}),
-    "ls-gan-cost-model": (200, 1.5, {"lr": 5e-3}),
-    "gls-gan": (120, 1.5, {"lr": 2e-3}),
+    "ls-gan-cost-model": (200, 1.7, {"lr": 5e-3}),
+    "gls-gan": (120, 2.0, {"lr": 2e-3}),
     "cls-gan": (200, 1.25, {"lr": 5e-3}),
     "gan": (150, 1.7, {"lr": 2e-3}),
     "gan-ns": (150, 1.5, {"lr": 2e-3}),
     "dcgan": (150, 1.35, {"lr": 2e-3}),
     "lsgan-least-squares": (200, 1.85, {"lr": 2e-3}),
     "wgan": (80, 2.0, {"lr": 4e-3}),
-    "wgan-gp": (70, 2.0, {"lr": 4e-3}),
-    "dragan": (200, 1.5, {"ngf": 16, "ndf": 16, "lr": 2e-3}),
+    "wgan-gp": (70, 1.6, {"lr": 4e-3}),
+    "dragan": (200, 1.3, {"ngf": 16, "ndf": 16, "lr": 2e-3}),
     "r1": (120, 2.1, {"lr": 2e-3}),
     "r2": (150, 1.85, {"lr": 2e-3}),
-    "sngan": (30, 3.0, {"lr": 2e-3, "ngf": 4, "ndf": 4}),
+    "sngan": (40, 2.0, {"lr": 2e-3, "ngf": 4, "ndf": 4}),
     "cgan": (120, 1.65, {"lr": 2e-3}),
 }
-"""Steps, the factor by which the distance falls at least, and what is not the preset's own beside SIZES."""
+"""Steps, the factor by which the distance falls at least (the worst of three seeds over 1.3, or less), and what is not
+the preset's own beside SIZES. With the generator's loss negated the distance does not fall."""
 
 
 @pytest.fixture(autouse=True)
