@@ -30,8 +30,9 @@ OPS = {  # the ops that a public function runs on
 
 
 def normalised(wrap):
-    """The weight of a layer, normalised by `wrap`, as a function of what it was, near one to which its u and v belong: of
-    another a read would take others."""
+    """The weight of a layer, normalised by `wrap`, as a function of what it was, near one to which its u and v belong.
+
+    Of another weight a read would take others."""
 
     def call(x):
         layer = torch.nn.Linear(2, 2, bias=False, dtype=x.dtype, device=x.device)
