@@ -217,7 +217,7 @@ CLAIMS = {
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claims_by_hand(module, name):
     curves, wanted, texts = CLAIMS[name]
-    found = module("poster").claims(rows_of(curves), "swd", 24)
+    found = module("claims").claims(rows_of(curves), "swd", 24)
     assert [claim.text for claim in found] == [
         "both learn",
         "fewer epochs, own",
