@@ -7,22 +7,14 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
+from threads import one_thread  # noqa: F401
 
 from gpkernels.training import Trainer, from_preset
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--data", "lfw-mini", "--metrics", "swd", "--seeds", "2", "--epochs", "2", "--width", "2", "--batch", "64"]
 SMALL += ["--samples", "100", "--jobs", "1", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -6,19 +6,11 @@ import scipy.linalg
 import scipy.ndimage
 import scipy.stats
 import torch
+from threads import one_thread  # noqa: F401
 from torch import nn
 
 from gpkernels import metrics
 from gpkernels.metrics import distances, sliced
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Everything here is tiny; threads only add to the tests' time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def normal(count, dimensions, seed=0, **options):

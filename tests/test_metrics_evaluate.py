@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from threads import one_thread  # noqa: F401
 from torch import nn
 
 from gpkernels import cli, metrics
@@ -18,14 +19,6 @@ from gpkernels.training import TrainConfig, checkpoint, data
 
 SKIMAGE = Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data"
 N = 100
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

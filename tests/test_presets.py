@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from threads import one_thread  # noqa: F401
 
 from gpkernels import metrics
 from gpkernels.errors import UserError
@@ -37,15 +38,6 @@ LEARN = {
 }
 """Steps, the factor by which the distance falls at least (the worst of three seeds over 1.3, or less), and what is not
 the preset's own beside SIZES. With the generator's loss negated the distance does not fall."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The nets are tiny; threads only add noise to the tests' time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from threads import one_thread  # noqa: F401
 
 from gpkernels.errors import UserError
 from gpkernels.spectral import spectral_norm_handle
@@ -19,15 +20,6 @@ SMALL = {"ngf": 4, "ndf": 4, "batch_size": 4, "nz": 8, "log_every": 1}
 @pytest.fixture(scope="module")
 def faces():
     return data.load(TrainConfig())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The nets are tiny; threads only add noise to the tests' time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

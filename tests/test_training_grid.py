@@ -8,6 +8,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
+from threads import one_thread  # noqa: F401
 
 from gpkernels.kinds import KINDS
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
@@ -24,14 +25,6 @@ CELLS = [
     *((kind, None if form == usual else form) for kind, usual in USUAL.items() for form in PENALTIES),
 ]
 BELOW = ("one_sided", "one_sided_linear")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

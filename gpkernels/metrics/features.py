@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from gpkernels.metrics.images import rgb, to_float
 Layer = tuple[Tensor, Tensor]
 
 
-class Extractor:
+class Extractor(Protocol):
     """A callable, and what a report says about it."""
 
     name: str
@@ -27,8 +28,7 @@ class Extractor:
     description: str
     notes: tuple[str, ...] = ()
 
-    def __call__(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
+    def __call__(self, images: Tensor) -> Tensor: ...
 
 
 def extract(extractor: Extractor, images: Tensor) -> Tensor:

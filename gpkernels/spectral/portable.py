@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class Known:
         self.keep(None, None)
 
 
-class Owned(nn.Module):
+class Owned(nn.Module, ABC):
     """A parametrization that knows the list it is in, without keeping it alive, and so the weight."""
 
     vectors: ClassVar[tuple[str, ...]] = ()
@@ -89,9 +90,9 @@ class Owned(nn.Module):
     def held(self, weight: Tensor) -> Any:
         return weight.detach(), [self._buffers[name] for name in self.vectors]
 
+    @abstractmethod
     def restart(self, weight: Tensor) -> None:
         """The vectors of a weight that has nothing to do with the old one."""
-        raise NotImplementedError
 
     def fit(self, weight: Tensor) -> None:
         dtype = accumulation_dtype(weight.dtype)
