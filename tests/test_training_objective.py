@@ -1,0 +1,33 @@
+"""Of a training step, beside the losses themselves: what a log calls the gap, and which images it takes."""
+
+import pytest
+import torch
+from threads import one_thread  # noqa: F401
+
+from gpkernels.training import TrainConfig, Trainer, data
+from gpkernels.training.objective import Batch, make_objective
+
+
+@pytest.mark.parametrize(("loss", "real", "fake"), [("hinge", 3.0, 1.0), ("ls-gan", 1.0, 3.0), ("gls-gan", 1.0, 3.0)])
+def test_the_gap_is_positive_where_the_critic_tells_real_from_fake(loss, real, fake):
+    images = torch.zeros(4, 1, 2, 2)
+    objective = make_objective(TrainConfig(loss=loss))
+    found = objective.critic(torch.full((4,), real), torch.full((4,), fake), Batch(images), images)
+    assert found.terms["gap"] == 2
+    assert (found.terms["score_real"], found.terms["score_fake"]) == (real, fake)
+
+
+@pytest.mark.parametrize("critic_steps", [1, 3])
+def test_every_update_of_the_critic_has_images_of_its_own(tmp_path, monkeypatch, critic_steps):
+    config = TrainConfig(ngf=2, ndf=2, nz=4, batch_size=4, critic_steps=critic_steps)
+    run = Trainer(config, data.load(config), tmp_path)
+    numbers, plain = [], run.images.batch
+
+    def batch(config, number, draws):
+        numbers.append(number)
+        return plain(config, number, draws)
+
+    monkeypatch.setattr(run.images, "batch", batch)
+    for _ in range(3):
+        run.train_step()
+    assert numbers == list(range(3 * critic_steps))
