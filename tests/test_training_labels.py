@@ -9,19 +9,11 @@ import pytest
 import torch
 import trees
 from PIL import Image
+from threads import one_thread  # noqa: F401
 
 from gpkernels import cli
 from gpkernels.errors import UserError
 from gpkernels.training import TrainConfig, Trainer, checkpoint, data
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The nets are tiny; threads only add noise to the tests' time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(**settings):

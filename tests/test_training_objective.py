@@ -1,11 +1,12 @@
-"""Of a training step, beside the losses themselves: what a log calls the gap, and which images it takes."""
+"""Of a training step, beside the losses: what a log calls the gap, which images it takes, clipping, latent vectors."""
 
 import pytest
 import torch
 from threads import one_thread  # noqa: F401
 
-from gpkernels.training import TrainConfig, Trainer, data
+from gpkernels.training import TrainConfig, Trainer, data, models
 from gpkernels.training.objective import Batch, make_objective
+from gpkernels.training.optimizers import clip_weights
 
 
 @pytest.mark.parametrize(("loss", "real", "fake"), [("hinge", 3.0, 1.0), ("ls-gan", 1.0, 3.0), ("gls-gan", 1.0, 3.0)])
@@ -31,3 +32,20 @@ def test_every_update_of_the_critic_has_images_of_its_own(tmp_path, monkeypatch,
     for _ in range(3):
         run.train_step()
     assert numbers == list(range(3 * critic_steps))
+
+
+def test_weights_are_clipped_on_both_sides():
+    weights = [torch.tensor([-3.0, -0.01, 0.0, 0.5]), torch.tensor([2.0], requires_grad=True)]
+    clip_weights(weights, 0.1)
+    wanted = [torch.tensor([-0.1, -0.01, 0.0, 0.1]), torch.tensor([0.1])]
+    for weight, value in zip(weights, wanted, strict=True):
+        assert torch.equal(weight.detach(), value)
+
+
+@pytest.mark.parametrize(("z", "std"), [("normal", 1.0), ("uniform", 3**-0.5)])
+def test_latent_vectors_have_mean_0_and_the_named_distribution(z, std):
+    drawn = models.draw_z(TrainConfig(z=z, nz=50), 2000, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2000, 50)
+    assert drawn.mean().item() == pytest.approx(0, abs=0.02)
+    assert drawn.std().item() == pytest.approx(std, rel=0.02)
+    assert (drawn.abs().max() <= 1) == (z == "uniform")
