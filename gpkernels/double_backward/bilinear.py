@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpkernels.double_backward._nodes import Node, Recording, autocast, records, reroutable, under_vmap, wants
+from gpkernels.double_backward._nodes import Node, Recording, autocast, records, reroutable, wants
 from gpkernels.ops.conv2d_input_gradient import conv2d_input_gradient, wins
 
 aten = torch.ops.aten
@@ -60,7 +60,7 @@ class Convolution:
         return aten.convolution(x, w, b, *self._options)
 
     def to_input(self, g: Tensor, w: Tensor, x: Tensor) -> Tensor:
-        if self._is_plain and not under_vmap(g) and wins(g, w, x, self.stride):
+        if self._is_plain and wins(g, w, x, self.stride):
             return conv2d_input_gradient(g, w, x, self.stride, self.padding)
         return aten.convolution_backward(g, x, w, None, *self._options, (True, False, False))[0]
 
