@@ -22,7 +22,7 @@ from benchmarks import machine
 from gpkernels.errors import UserError
 from gpkernels.metrics import Evaluator, Result
 from gpkernels.metrics.features import EfficientNetLite0
-from gpkernels.training import TrainConfig, Trainer, data, models
+from gpkernels.training import Learner, TrainConfig, data, models
 from gpkernels.training.data import ImageSet
 
 Row = dict[str, str]
@@ -129,12 +129,12 @@ class Judge:
         return {name: self.evaluators[name](sampler)[name] for name in names}
 
 
-def sampler(trainer: Trainer) -> Callable[[int], Tensor]:
-    """Samples of a trainer's averaged generator."""
+def sampler(learner: Learner) -> Callable[[int], Tensor]:
+    """Samples of a learner's averaged generator."""
 
     def draw(n: int) -> Tensor:
-        z = models.draw_z(trainer.config, n, torch.Generator().manual_seed(SAMPLES_SEED))
-        return torch.cat([trainer.sample(part) for part in z.split(500)])
+        z = models.draw_z(learner.config, n, torch.Generator().manual_seed(SAMPLES_SEED))
+        return torch.cat([learner.sample(part) for part in z.split(500)])
 
     return draw
 

@@ -31,7 +31,7 @@ from benchmarks.experiments import Judge, Row, number
 from benchmarks.machine import machine
 from gpkernels.kinds import KINDS
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
-from gpkernels.training import TrainConfig, Trainer, checkpoint
+from gpkernels.training import Learner, TrainConfig, checkpoint
 from gpkernels.training.config import LOSSES, PENALTY_KINDS
 from gpkernels.training.data import ImageSet
 
@@ -101,11 +101,11 @@ def judge(base: TrainConfig, samples: int) -> Judge:
 def initial_swd(base: TrainConfig, condition: str, samples: int) -> float:
     """Of the untrained generator, which depends on seed and condition alone."""
     config = dataclasses.replace(base, condition=condition)
-    return swd(Trainer(config, experiments.load(base), Path()), base, samples)
+    return swd(Learner(config, experiments.load(base)), base, samples)
 
 
-def swd(trainer: Trainer, base: TrainConfig, samples: int) -> float:
-    return judge(base, samples)(experiments.sampler(trainer), ["swd"])["swd"].value
+def swd(learner: Learner, base: TrainConfig, samples: int) -> float:
+    return judge(base, samples)(experiments.sampler(learner), ["swd"])["swd"].value
 
 
 def train(task: Task) -> dict[str, Any]:
@@ -113,15 +113,15 @@ def train(task: Task) -> dict[str, Any]:
     cell, base, samples = task
     started = time.perf_counter()
     config = cell.config(base)
-    trainer = Trainer(config, experiments.load(base), Path())
+    learner = Learner(config, experiments.load(base))
     status = "trained"
-    while trainer.step < trainer.total_steps and status == "trained":
-        if bad := experiments.not_finite(trainer.train_step()):
-            status = f"diverged: {bad} at step {trainer.step}"
-    if status == "trained" and not all(value.isfinite().all() for value in trainer.ema.state_dict().values()):
+    while learner.step < learner.total_steps and status == "trained":
+        if bad := experiments.not_finite(learner.train_step()):
+            status = f"diverged: {bad} at step {learner.step}"
+    if status == "trained" and not all(value.isfinite().all() for value in learner.ema.state_dict().values()):
         status = "diverged: weights that are not finite after the last step"
     initial = initial_swd(base, config.condition, samples)
-    value = swd(trainer, base, samples) if status == "trained" else ""
+    value = swd(learner, base, samples) if status == "trained" else ""
     return {
         "loss": cell.loss,
         "penalty": cell.penalty.kind,
@@ -159,15 +159,15 @@ def cells(options: argparse.Namespace, images: ImageSet) -> list[Cell]:
 def seconds_a_cell(task: Task) -> float:
     """An estimate: a few steps of a cell with a penalty, and one measurement."""
     cell = Cell("wasserstein", Penalty("coupled", "two_sided"), True)
-    trainer = Trainer(cell.config(task.base), experiments.load(task.base), Path())
-    trainer.train_step()
+    learner = Learner(cell.config(task.base), experiments.load(task.base))
+    learner.train_step()
     started = time.perf_counter()
     for _ in range(5):
-        trainer.train_step()
-    steps = (time.perf_counter() - started) / 5 * trainer.total_steps
-    swd(trainer, task.base, task.samples)  # features of the real images
+        learner.train_step()
+    steps = (time.perf_counter() - started) / 5 * learner.total_steps
+    swd(learner, task.base, task.samples)  # features of the real images
     started = time.perf_counter()
-    swd(trainer, task.base, task.samples)
+    swd(learner, task.base, task.samples)
     return steps + time.perf_counter() - started
 
 

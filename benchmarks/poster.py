@@ -125,13 +125,14 @@ def train(run: Run) -> str:
         add(0, "trained", {})
     while trainer.step < trainer.total_steps:
         terms = trainer.train_step()
-        epoch, rest = divmod(trainer.step, trainer.steps_per_epoch)
-        if rest and trainer.step % run.config.log_every:
+        epoch = trainer.epochs_after(trainer.step)
+        over = epoch > trainer.epochs_after(trainer.step - 1)
+        if not over and trainer.step % run.config.log_every:
             continue
         if bad := experiments.not_finite(terms):
-            add(epoch + bool(rest), f"diverged: {bad} at step {trainer.step}", {})
+            add(epoch + (not over), f"diverged: {bad} at step {trainer.step}", {})
             break
-        if not rest:
+        if over:
             add(epoch, "trained", {name: value.item() for name, value in terms.items()})
             trainer.save()
     return f"{run.model} seed {run.config.seed}: done"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,7 +98,7 @@ def _train(options: argparse.Namespace) -> int:
     _need_train_extra()
     from gpkernels.training import Trainer, checkpoint, data, from_preset
     from gpkernels.training.config import TrainConfig, flag, settings
-    from gpkernels.training.progress import Reporter, summary
+    from gpkernels.training.progress import Progress, Reporter
 
     given = {name: getattr(options, name) for name in settings() if hasattr(options, name)}
     state = None
@@ -134,8 +134,8 @@ def _train(options: argparse.Namespace) -> int:
             f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
         )
     trainer = Trainer(config, images, out, resume=state)
-    stop = _StopOnSignal()
-    with stop, Reporter(trainer.total_steps, trainer.step) as report:
+    with _StopOnSignal(trainer.stop), Reporter(trainer.total_steps, trainer.step) as report:
+        trainer.callbacks = (*trainer.callbacks, Progress(report))
         for reason in images.skipped:
             report.say(f"skipped {reason}")
         if images.note:
@@ -146,10 +146,7 @@ def _train(options: argparse.Namespace) -> int:
         )
         if trainer.step:
             report.say(f"resuming after step {trainer.step}")
-        finished = trainer.run(
-            lambda record: report.update(record["step"], f"epoch {record['epoch']}  {summary(record)}"),
-            lambda: stop.requested,
-        )
+        finished = trainer.run()
     if not finished:
         print(f"stopped after step {trainer.step}, saved. Go on with: gpkernels train --out {out} --resume")
         return 0
@@ -159,10 +156,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 class _StopOnSignal:
-    """Turns Ctrl-C and SIGTERM into a request that the loop sees after its step; a second Ctrl-C is immediate."""
+    """Turns Ctrl-C and SIGTERM into a call of `stop`; a second one is immediate."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._requested = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopOnSignal:
@@ -175,9 +173,10 @@ class _StopOnSignal:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: object) -> None:
-        if self.requested:
+        if self._requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self._requested = True
+        self._stop()
 
 
 def _new_folder(preset: str) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from threads import one_thread  # noqa: F401
 
-from gpkernels.training import Trainer, from_preset
+from gpkernels.training import Learner, from_preset
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--data", "lfw-mini", "--metrics", "swd", "--seeds", "2", "--epochs", "2", "--width", "2", "--batch", "64"]
@@ -43,7 +43,7 @@ def numbers(rows, *left_out):
 def counted_steps(monkeypatch):
     """The steps that trainers take; `limit` of them, and then somebody presses Ctrl-C."""
     counted = {"steps": 0, "limit": math.inf}
-    step = Trainer.train_step
+    step = Learner.train_step
 
     def train_step(self):
         if counted["steps"] == counted["limit"]:
@@ -51,12 +51,12 @@ def counted_steps(monkeypatch):
         counted["steps"] += 1
         return step(self)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Learner, "train_step", train_step)
     return counted
 
 
 def small_epochs(monkeypatch):
-    """6 steps an epoch."""
+    """400 images an epoch: 6.25 steps."""
     monkeypatch.setattr("gpkernels.training.data.lfw._PASSES", 4)
 
 
@@ -71,7 +71,7 @@ def test_poster_goes_on_to_the_same_numbers(module, tmp_path, counted_steps, mon
 
     whole = run("whole")
     steps = counted_steps["steps"]
-    assert steps == 2 * 2 * 2 * 6
+    assert steps == 2 * 2 * 13
     assert [(row["model"], row["seed"], row["epoch"]) for row in whole] == [
         (model, seed, epoch) for seed in "01" for model in ("LS-GAN", "LS-GAN-PG") for epoch in "012"
     ]
@@ -86,14 +86,14 @@ def test_poster_goes_on_to_the_same_numbers(module, tmp_path, counted_steps, mon
     assert counted_steps["steps"] == steps  # nothing is trained twice
     assert capsys.readouterr().out.count("finished before") == 4
 
-    counted_steps.update(steps=0, limit=12 + 6 + 3)  # one run, an epoch of the next and half of another
+    counted_steps.update(steps=0, limit=13 + 7 + 3)  # one run, an epoch of the next and half of another
     with pytest.raises(KeyboardInterrupt):
         run("interrupted")
     (folder,) = (tmp_path / "interrupted").glob("lfw-mini-*")
     assert [len(table(folder / f"{model}-seed0" / "rows.csv")) for model in ("ls-gan", "ls-gan-pg")] == [3, 2]
     counted_steps.update(steps=0, limit=math.inf)
     assert numbers(run("interrupted"), "seconds") == numbers(whole, "seconds")
-    assert counted_steps["steps"] == steps - 12 - 6
+    assert counted_steps["steps"] == steps - 13 - 7
 
 
 def test_poster_at_its_own_size(module):
@@ -115,14 +115,14 @@ def test_poster_at_its_own_size(module):
 
 def test_poster_records_what_diverges(module, tmp_path, monkeypatch):
     poster = module("poster")
-    step = Trainer.train_step
+    step = Learner.train_step
 
     def diverging(self):
         terms = step(self)
         bad = self.step == 10 and self.config.penalty == "none" and self.config.seed == 1
         return {**terms, "gap": terms["gap"] * math.nan} if bad else terms
 
-    monkeypatch.setattr(Trainer, "train_step", diverging)
+    monkeypatch.setattr(Learner, "train_step", diverging)
     small_epochs(monkeypatch)
     poster.main([*SMALL, "--runs", str(tmp_path), "--out", str(tmp_path / "results")])
     of_run = [row for row in table(tmp_path / "results.csv") if (row["model"], row["seed"]) == ("LS-GAN", "1")]

@@ -8,6 +8,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from runs import stopped_after
 from threads import one_thread  # noqa: F401
 
 from gpkernels.errors import UserError
@@ -94,7 +95,7 @@ def test_spectral_norm_of_the_critic(faces, tmp_path, penalty):
     largest = [torch.linalg.svdvals(handle.layers[name][0].weight.flatten(1))[0].item() for name in handle]
     assert largest == pytest.approx([1.0] * 4, abs=0.05)
     before = {name: value.clone() for name, value in run.critic.state_dict().items()}
-    run._mean_grad_norm()
+    run.mean_grad_norm()
     assert all(torch.equal(value, before[name]) for name, value in run.critic.state_dict().items())
 
 
@@ -131,7 +132,7 @@ def test_interrupted_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(face
     whole = trainer(faces, tmp_path / "whole", steps=9, **settings)
     assert whole.run()
     first = trainer(faces, tmp_path / "parts", steps=9, **settings)
-    assert not first.run(should_stop=lambda: first.step == 4)
+    assert not stopped_after(first, 4).run()
     torch.manual_seed(99)  # what another process would have
     state = checkpoint.load(tmp_path / "parts")
     second = trainer(faces, tmp_path / "parts", steps=9, resume=state, **settings)
@@ -266,7 +267,7 @@ def test_training_learns_faces(faces, tmp_path):
         return (projected[0] - projected[1]).abs().mean().item()
 
     torch.use_deterministic_algorithms(False)
-    run = trainer(faces, tmp_path, ngf=8, ndf=8, nz=16, batch_size=16, lr=1e-3, ema=0.9, log_every=100)
+    run = trainer(faces, tmp_path, ngf=8, ndf=8, nz=16, batch_size=16, lr=1e-3, ema=0.98, log_every=100)
     z = torch.randn(100, 16, generator=torch.Generator().manual_seed(1))
     before = distance(run.sample(z))
     for _ in range(400):

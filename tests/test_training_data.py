@@ -1,5 +1,7 @@
 """Data sets: what is read, cropped, skipped and refused; batches as a function of (seed, step)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def test_lfw_mini_is_100_faces():
     assert images.images.shape == (100, 1, 32, 32)
     assert images.images.dtype == np.uint8
     assert "memorises" in images.note
-    assert images.steps_per_epoch(16) == 200
+    assert images.epoch_images == 3200
     assert data.load(config(image_size=64)).images.shape == (100, 1, 64, 64)
     assert 60 < images.images.mean() < 200
 
@@ -83,10 +85,39 @@ def test_step_decides_the_batch():
     assert -1 <= batch(5).min() < batch(5).max() <= 1
 
 
-def test_an_epoch_shows_every_image_equally_often():
-    images, settings = data.load(config()), config(batch_size=50)
-    order = torch.cat([images._order(settings, epoch) for epoch in (0, 1)])
-    assert torch.bincount(order).tolist() == [2 * images.passes] * 100
+def numbered(count, **more):
+    """Images that tell their number by their grey value."""
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 1, 32, 32))
+    return data.ImageSet("numbered", images, **more)
+
+
+def shown(images, settings, steps, shard=data.WHOLE):
+    """The numbers of the images of steps, in order."""
+    batches = [images.batch(settings, step, torch.Generator().manual_seed(step), shard) for step in steps]
+    return ((torch.cat(batches)[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 10, 23, 50])
+def test_every_pass_shows_every_image_once_whatever_the_batch(batch_size):
+    """No image is dropped at the end of a pass, or comes again before all have been."""
+    stream = shown(numbered(23), config(batch_size=batch_size), range(-(-69 // batch_size)))
+    passes = [stream[23 * i : 23 * (i + 1)] for i in range(3)]
+    assert all(sorted(seen) == list(range(23)) for seen in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+def test_parts_of_a_batch_are_the_whole():
+    """Images, their mirroring and shifts, and their labels."""
+    labels = np.arange(23) % 3
+    images = numbered(23, labels=labels, class_names=("a", "b", "c"))
+    noise = np.random.default_rng(0).integers(0, 256, (23, 3, 8, 8), np.uint8)
+    images = dataclasses.replace(images, images=noise, shift=2)
+    settings = config(batch_size=12)
+    for step in (0, 1, 5):
+        parts = [images.batch(settings, step, torch.Generator().manual_seed(9), data.Shard(i, 3)) for i in range(3)]
+        assert torch.equal(torch.cat(parts), images.batch(settings, step, torch.Generator().manual_seed(9)))
+        parts = [images.batch_labels(settings, step, data.Shard(i, 3))[0] for i in range(3)]
+        assert torch.equal(torch.cat(parts), images.batch_labels(settings, step)[0])
 
 
 def test_fewer_images_than_a_batch_still_fill_it(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import trees
 from PIL import Image
+from runs import stopped_after
 from threads import one_thread  # noqa: F401
 
 from gpkernels import cli
@@ -236,7 +237,7 @@ def test_conditional_runs_resume_to_the_bit(garments, tmp_path, settings):
     whole = trainer(garments, tmp_path / "whole", steps=5, **settings)
     whole.run()
     first = trainer(garments, tmp_path / "parts", steps=5, **settings)
-    assert not first.run(should_stop=lambda: first.step == 2)
+    assert not stopped_after(first, 2).run()
     torch.manual_seed(99)
     second = trainer(garments, tmp_path / "parts", steps=5, resume=checkpoint.load(tmp_path / "parts"), **settings)
     second.run()

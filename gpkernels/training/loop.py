@@ -1,4 +1,4 @@
-"""The trainer: one critic step and one generator step at a time, everything about a run in one folder.
+"""The trainer: a learner that keeps everything about its run in one folder.
 
 A run folder holds config.json, log.jsonl (a line every `log_every` steps), samples/epoch_NNNN.png (the averaged
 generator on the same latent vectors), curves.png and checkpoint.pt.
@@ -9,197 +9,101 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import gpkernels as gp
 from gpkernels.errors import UserError
-from gpkernels.losses import presume_labels
-from gpkernels.training import checkpoint, models, pictures
+from gpkernels.training import checkpoint
+from gpkernels.training.callbacks import Callback, ClassificationError, Curves, Samples
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
-from gpkernels.training.objective import Batch, Penalties, make_objective
-from gpkernels.training.optimizers import clip_weights, make_optimizer
-
-SAMPLES = 64
+from gpkernels.training.learner import Learner
+from gpkernels.training.log import Log
 
 
-class Trainer:
-    """Trains `config` on `images` into the folder `out`.
+class Trainer(Learner):
+    """Trains `config` on `images` into the folder `out`, and tells `callbacks` of it.
 
     `resume` is a state from `checkpoint.load`: training goes on after its step, and on a CPU ends with the same
-    bits as a run that was never interrupted. `run` returns True when the run is finished, False when `should_stop`
-    ended it early; both leave a checkpoint.
+    bits as a run that was never interrupted. `run` returns True when the run is finished, False when `stop` ended it
+    early; both leave a checkpoint.
     """
 
     def __init__(
-        self, config: TrainConfig, images: ImageSet, out: Path, *, resume: dict[str, Any] | None = None
-    ) -> None:
-        self.config, self.images, self.out = config, images, out
-        self.device = pick_device(config.device)
-        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        torch.manual_seed(config.seed)
-        self.generator, self.critic = (
-            net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-            for net in models.build(config, images.channels, images.size, images.classes)
-        )
-        self.ema, _ = models.build(config, images.channels, images.size, images.classes)
-        self.ema.to(self.device).load_state_dict(self.generator.state_dict())
-        self.ema.eval().requires_grad_(False)
-        self.objective, self.penalties = make_objective(config), Penalties(config)
-        self.optimizers = {
-            name: make_optimizer(config, name, getattr(self, name).parameters(), self.penalties)
-            for name in ("generator", "critic")
-        }
-        self.fixed_z = models.draw_z(config, SAMPLES, torch.Generator().manual_seed(config.seed))
-        self.step = 0
-        if resume is not None:
-            self._restore(resume)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, self.images.steps_per_epoch(self.config.batch_size) // self.config.critic_steps)
-
-    @property
-    def total_steps(self) -> int:
-        return self.config.steps or self.config.epochs * self.steps_per_epoch
-
-    def train_step(self) -> dict[str, Tensor]:
-        """The updates of the critic and one of the generator. Returns the last terms, detached scalars."""
-        config = self.config
-        draws = self._draws(self.step)
-        for index in range(config.critic_steps):
-            batch = self._batch(self.step * config.critic_steps + index, draws)
-            # the critic sees images without a graph; the generator's own update may go through those of its last one
-            with torch.set_grad_enabled(index == config.critic_steps - 1 and not config.fresh_z):
-                fake = self._generate(batch, draws)
-            terms = self._update_critic(batch, fake, draws)
-        if config.fresh_z:
-            fake = self._generate(batch, draws)
-        generator_loss = self._update_generator(batch, fake)
-        self._update_average()
-        self.step += 1
-        return {**terms, "generator_loss": generator_loss}
-
-    def _update_critic(self, batch: Batch, fake: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
-        fake = fake.detach()
-        score_real, score_fake, penalty = self.penalties(self.critic, batch, fake, draws)
-        found = self.objective.critic(score_real, score_fake, batch, fake)
-        loss = found.loss + penalty
-        self._update("critic", loss)
-        if self.config.clip is not None:
-            clip_weights(self.critic.parameters(), self.config.clip)
-        return {"critic_loss": loss.detach(), **found.terms, "penalty": penalty.detach()}
-
-    def _update_generator(self, batch: Batch, fake: Tensor) -> Tensor:
-        self.critic.requires_grad_(False)
-        score_real = self.critic(batch.real, *batch.y) if self.objective.needs_real else None
-        loss = self.objective.generator(self.critic(fake, *batch.y), score_real)
-        self._update("generator", loss)
-        self.critic.requires_grad_(True)
-        return loss.detach()
-
-    def _generate(self, batch: Batch, draws: torch.Generator) -> Tensor:
-        z = models.draw_z(self.config, len(batch.real), draws).to(self.device)
-        return self.generator(z, *batch.y)
-
-    def _draws(self, step: int) -> torch.Generator:
-        """The random numbers of a step, which depend on nothing but its number."""
-        return torch.Generator().manual_seed((self.config.seed << 32) + step + 1)
-
-    def _batch(self, number: int, draws: torch.Generator) -> Batch:
-        """The images of a critic's update, and their labels: where training may not know one, the critic's guess."""
-        config = self.config
-        real = self._to_device(self.images.batch(config, number, draws))
-        if config.condition == "none":
-            return Batch(real)
-        y, known = (t.to(self.device) for t in self.images.batch_labels(config, number))
-        if config.labels is None:
-            return Batch(real, (y,))
-        y, weights = presume_labels(self.critic.guess(real), y, known, weight=config.unlabelled_weight)
-        return Batch(real, (y,), weights)
-
-    def run(
         self,
-        report: Callable[[dict[str, Any]], None] = lambda record: None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> bool:
-        (self.out / "samples").mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(
-            self.out / "config.json", lambda file: file.write(json.dumps(self.config.to_dict(), indent=2).encode())
-        )
-        self._keep_log_up_to(self.step)
-        started, images = time.perf_counter(), 0
-        with (self.out / "log.jsonl").open("a") as log:
-            while self.step < self.total_steps and not should_stop():
-                terms = self.train_step()
-                images += self.config.batch_size * self.config.critic_steps
-                last = self.step == self.total_steps
-                if self.step % self.config.log_every == 0 or self.step == 1 or last:
-                    record = self._record(terms)
-                    log.write(json.dumps(record) + "\n")
-                    log.flush()
-                    rate = images / (time.perf_counter() - started)
-                    started, images = time.perf_counter(), 0
-                    report({**record, "images_per_second": rate})
-                if self.step % self.steps_per_epoch == 0 or last:
-                    epoch = math.ceil(self.step / self.steps_per_epoch)
-                    if (error := self._classification_error()) is not None:
-                        record = {"step": self.step, "epoch": epoch, "classification_error": error}
-                        log.write(json.dumps(record) + "\n")
-                        log.flush()
-                    pictures.save_grid(self.out / "samples" / f"epoch_{epoch:04d}.png", self.sample(self.fixed_z))
-                    self.save()
+        config: TrainConfig,
+        images: ImageSet,
+        out: Path,
+        *,
+        callbacks: Sequence[Callback] = (),
+        resume: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(config, images)
+        self.out = out
+        self.callbacks = (ClassificationError(), Samples(), Curves(), *callbacks)
+        self._stopping = False
+        if resume is not None:
+            self.load_state_dict(resume)
+
+    def stop(self) -> None:
+        """Ends `run` after the step it is in."""
+        self._stopping = True
+
+    def run(self) -> bool:
+        self.out.mkdir(parents=True, exist_ok=True)
+        config = json.dumps(self.config.to_dict(), indent=2).encode()
+        checkpoint.write_atomically(self.out / "config.json", lambda file: file.write(config))
+        self._log = Log(self.out, self.step)
+        try:
+            self._tell("on_start")
+            self._train()
+        finally:
+            self._log.close()
         self.save()
-        pictures.save_curves(self.out / "curves.png", pictures.read_log(self.out / "log.jsonl"))
-        return self.step >= self.total_steps
+        finished = self.step >= self.total_steps
+        self._tell("on_end", finished)
+        return finished
 
-    def sample(self, z: Tensor) -> Tensor:
-        """Images of the averaged generator, on the CPU: (B, channels, size, size) in [-1, 1].
+    def _train(self) -> None:
+        started, images = time.perf_counter(), 0
+        while self.step < self.total_steps and not self._stopping:
+            terms = self.train_step()
+            self._tell("on_step", terms)
+            images += self._step_images
+            last = self.step == self.total_steps
+            if self.step % self.config.log_every == 0 or self.step == 1 or last:
+                rate = images / (time.perf_counter() - started)
+                self.log(self._record(terms), images_per_second=rate)
+                started, images = time.perf_counter(), 0
+            epochs = self.epochs_after(self.step)
+            if epochs > self.epochs_after(self.step - 1):
+                self._tell("on_epoch", epochs)
+                self.save()
+            elif last:
+                self._tell("on_epoch", epochs + 1)
 
-        With a condition they go through the classes in turn.
-        """
-        with torch.no_grad():
-            return self.ema(z.to(self.device), models.labels_in_turn(self.ema, len(z), self.device)).cpu()
+    def log(self, record: dict[str, Any], **timing: float) -> None:
+        """Adds `record`, which holds its step, to the log, and tells the callbacks; they are told `timing` too, which
+        no log repeats from run to run."""
+        self._log.write(record)
+        self._tell("on_log", {**record, **timing})
 
     def save(self) -> None:
-        state = {
-            "config": self.config.to_dict(),
-            "channels": self.images.channels,
-            "size": self.images.size,
-            "classes": self.images.classes,
-            "step": self.step,
-            "generator": self.generator.state_dict(),
-            "ema": self.ema.state_dict(),
-            "critic": self.critic.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "penalties": self.penalties.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
-        checkpoint.save(self.out / checkpoint.NAME, state)
+        path = self.out / checkpoint.NAME
+        checkpoint.save(path, self.state_dict())
+        self._tell("on_checkpoint", path)
 
-    def _update(self, name: str, loss: Tensor) -> None:
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    def _update_average(self) -> None:
-        """The moving average of the generator and of its BatchNorm statistics, faster in the first steps."""
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, value in zip(_floating(self.ema), _floating(self.generator), strict=True):
-                average.lerp_(value, 1 - decay)
+    def _tell(self, event: str, *what: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *what)
 
     def _record(self, terms: dict[str, Tensor]) -> dict[str, Any]:
-        record: dict[str, Any] = {"step": self.step, "epoch": (self.step - 1) // self.steps_per_epoch + 1}
+        record: dict[str, Any] = {"step": self.step, "epoch": self.epochs_after(self.step - 1) + 1}
         record |= {name: value.item() for name, value in terms.items()}
-        record["grad_norm"] = self._mean_grad_norm()
+        record["grad_norm"] = self.mean_grad_norm()
         bad = [name for name, value in record.items() if not math.isfinite(value)]
         if bad:
             raise UserError(
@@ -207,73 +111,3 @@ class Trainer:
                 f"in {self.out} (try a lower --lr)"
             )
         return record
-
-    def _mean_grad_norm(self) -> float:
-        """The mean l2 norm of the critic's gradient at images of the last step; changes nothing."""
-        number = (self.step - 1) * self.config.critic_steps
-        batch = self._batch(number, self._draws(self.step - 1))
-        training = self.critic.training
-        self.critic.eval()
-        with torch.no_grad():
-            value = gp.gradient_penalty(
-                self.critic, batch.real, kind="r1", form="linear", weight=1.0, critic_args=batch.y
-            )
-        self.critic.train(training)
-        return value.item()
-
-    def _classification_error(self) -> float | None:
-        """The share of held-out images that the critic of condition "classes" puts into a wrong class; None where
-        there is no such critic or nothing is held out."""
-        if not isinstance(self.critic, models.ClassifierCritic):
-            return None
-        held_out = self._held_out
-        if held_out is None or held_out.labels is None:
-            return None
-        wrong = 0
-        for begin in range(0, len(held_out.images), 500):
-            chosen = slice(begin, begin + 500)
-            images = torch.from_numpy(held_out.images[chosen]).float() / 127.5 - 1
-            guessed = self.critic.guess(self._to_device(images)).argmax(1)
-            wrong += int((guessed.cpu() != torch.from_numpy(held_out.labels[chosen])).sum())
-        return wrong / len(held_out.images)
-
-    @cached_property
-    def _held_out(self) -> ImageSet | None:
-        """Read once a run."""
-        return self.images.held_out()
-
-    def _to_device(self, images: Tensor) -> Tensor:
-        return images.to(self.device, memory_format=self.memory_format)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        for name in ("generator", "ema", "critic"):
-            checkpoint.load_weights(getattr(self, name), state[name], name)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.penalties.load_state_dict(state["penalties"])
-        torch.set_rng_state(state["rng"])
-        self.step = state["step"]
-
-    def _keep_log_up_to(self, step: int) -> None:
-        """Drops the lines that an interrupted run wrote after its last checkpoint."""
-        path = self.out / "log.jsonl"
-        kept = [record for record in pictures.read_log(path) if record["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        checkpoint.write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device: wanted a device torch can use, got {name!r} ({str(error).splitlines()[0]})"
-        ) from None
-    return device
-
-
-def _floating(module: nn.Module) -> list[Tensor]:
-    return [value for value in module.state_dict().values() if value.dtype.is_floating_point]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,6 @@ def save_grid(path: Path, images: Tensor, columns: int | None = None) -> None:
     array = grid.reshape(rows * height, columns * width, channels).squeeze(-1).numpy()
     picture = Image.fromarray(array).resize((columns * width * scale, rows * height * scale), Image.Resampling.NEAREST)
     write_atomically(path, lambda file: picture.save(file, format="PNG"))
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def save_curves(path: Path, records: list[dict[str, Any]]) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gpkernels.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from gpkernels.training.loop import Trainer
 
 _LINE_SECONDS = 10.0
 
 
-def summary(record: Mapping[str, Any]) -> str:
+def _summary(record: Mapping[str, Any]) -> str:
     return (
         f"D {record['critic_loss']:+.4f}  G {record['generator_loss']:+.4f}  gap {record['gap']:+.4f}  "
         f"|grad| {record['grad_norm']:.4f}  {record['images_per_second']:.0f} img/s"
@@ -28,12 +33,12 @@ class Reporter:
         self.console = Console(highlight=False, soft_wrap=True)
         self.live = sys.stdout.isatty()
         self._last_line = 0.0
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=20),
+            bars.MofNCompleteColumn(),
+            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[text]}"),
             console=self.console,
             disable=not self.live,
         )
@@ -56,3 +61,14 @@ class Reporter:
             self._last_line = time.monotonic()
             self.say(f"{done}/{self.total}  {text}")
             sys.stdout.flush()
+
+
+class Progress(Callback):
+    """Tells a Reporter how far a run is, at each line of the log."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+
+    def on_log(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if "critic_loss" in record:
+            self.reporter.update(record["step"], f"epoch {record['epoch']}  {_summary(record)}")

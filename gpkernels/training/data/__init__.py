@@ -15,9 +15,9 @@ import numpy as np
 from gpkernels.errors import UserError
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import celeba, fashion_mnist, folder, lfw
-from gpkernels.training.data.image_set import ImageSet, augment
+from gpkernels.training.data.image_set import WHOLE, ImageSet, Shard, augment
 
-__all__ = ["ImageSet", "augment", "load"]
+__all__ = ["WHOLE", "ImageSet", "Shard", "augment", "load"]
 
 _WITH_LABELS = "fashion-mnist, folder:PATH with a sub-folder a class, or celeba:PATH with --label-attribute"
 

@@ -13,6 +13,21 @@ from gpkernels.errors import UserError
 from gpkernels.training.config import TrainConfig
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The index-th of `count` equal parts of a step's batch; `count` divides the batch size."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, total: int) -> slice:
+        size = total // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+WHOLE = Shard()
+
+
 @dataclass
 class ImageSet:
     """Images of shape (N, channels, size, size), uint8, their labels where there are some, and what to say of them."""
@@ -27,7 +42,7 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     load_held_out: Callable[[], ImageSet | None] = lambda: None
     _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
-    _last_order: tuple[tuple[int, int, int], np.ndarray] | None = field(default=None, repr=False)
+    _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def channels(self) -> int:
@@ -46,22 +61,27 @@ class ImageSet:
         """The official test part of the data, which is read now; None where there is none, or training may use it."""
         return self.load_held_out()
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return max(1, len(self.images) * self.passes // batch_size)
+    @property
+    def epoch_images(self) -> int:
+        """How many images make an epoch."""
+        return len(self.images) * self.passes
 
-    def batch(self, config: TrainConfig, step: int, generator: torch.Generator) -> Tensor:
-        """The real images of a step: shape (batch, channels, size, size), float32 in [-1, 1]."""
+    def batch(self, config: TrainConfig, step: int, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
+        """Real images of a step's batch: shape (batch / shard.count, channels, size, size), float32 in [-1, 1].
+
+        The parts of a batch, put together, are the whole: draws are made for all of it.
+        """
         shift = self.shift if config.shift is None else config.shift
-        images = torch.from_numpy(self.images[self._chosen(config, step)])
-        return augment(images, flip=config.flip, shift=shift, generator=generator).float() / 127.5 - 1
+        images = torch.from_numpy(self.images[self._chosen(config, step)[shard.of(config.batch_size)]])
+        return augment(images, flip=config.flip, shift=shift, generator=generator, shard=shard).float() / 127.5 - 1
 
-    def batch_labels(self, config: TrainConfig, step: int) -> tuple[Tensor, Tensor]:
-        """The labels of a step's images, int64, and which of them training may know, bool: both of shape (batch,).
+    def batch_labels(self, config: TrainConfig, step: int, shard: Shard = WHOLE) -> tuple[Tensor, Tensor]:
+        """The labels of a step's images, int64, and which of them training may know, bool: shapes (batch / count,).
 
         Raises UserError for data without labels, and as `known`.
         """
         labels = self._need_labels()
-        chosen = self._chosen(config, step)
+        chosen = self._chosen(config, step)[shard.of(config.batch_size)]
         known = np.ones(len(chosen), bool) if config.labels is None else self.known(config)[chosen]
         return torch.from_numpy(labels[chosen]), torch.from_numpy(known)
 
@@ -103,29 +123,37 @@ class ImageSet:
         return self.labels
 
     def _chosen(self, config: TrainConfig, step: int) -> np.ndarray:
-        """Numbers of the images of a step."""
-        epoch, index = divmod(step, self.steps_per_epoch(config.batch_size))
-        key = config.seed, config.batch_size, epoch
-        if self._last_order is None or self._last_order[0] != key:
-            self._last_order = key, self._order(config, epoch).numpy()
-        return self._last_order[1][index * config.batch_size :][: config.batch_size]
+        """Numbers of the images of a step: the step-th batch of an endless stream of shuffled passes.
 
-    def _order(self, config: TrainConfig, epoch: int) -> Tensor:
-        """Image numbers of an epoch: shuffled passes, as many as fill at least one batch."""
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        count = len(self.images)
-        passes = max(self.passes, -(-config.batch_size // count))
-        return torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
+        Batches may lie across two passes, so each pass has every image once, whatever the batch size.
+        """
+        places = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+        passes, indices = np.divmod(places, len(self.images))
+        return np.concatenate([self._order(config.seed, int(n))[indices[passes == n]] for n in np.unique(passes)])
+
+    def _order(self, seed: int, number: int) -> np.ndarray:
+        """Image numbers of a pass, shuffled."""
+        key = seed, number
+        if key not in self._orders:
+            if len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            self._orders[key] = torch.randperm(len(self.images), generator=generator).numpy()
+        return self._orders[key]
 
 
-def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
-    """Each image of (B, C, H, W) mirrored with probability 1/2 and shifted by up to `shift` pixels, edges repeated."""
-    batch, _, height, width = images.shape
-    draws = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator)
+def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
+    """Each image of (B, C, H, W) mirrored with probability 1/2 and shifted by up to `shift` pixels, edges repeated.
+
+    `images` are that shard of a batch; the draws are those of the whole.
+    """
+    part, _, height, width = images.shape
+    batch = part * shard.count
+    draws = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator)[:, shard.of(batch)]
     rows = (torch.arange(height) + draws[0]).clamp(0, height - 1)
     columns = (torch.arange(width) + draws[1]).clamp(0, width - 1)
     if flip:
-        mirrored = torch.rand(batch, 1, generator=generator) < 0.5
+        mirrored = torch.rand(batch, 1, generator=generator)[shard.of(batch)] < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    picked = images[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    picked = images[torch.arange(part)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return picked.movedim(-1, 1).contiguous()
