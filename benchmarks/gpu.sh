@@ -52,7 +52,7 @@ part_bench() {
     if torch.cuda.is_available() else "cpu", sep="-")')
   local how=(--device cuda)
   [ "$dry" = 1 ] && how=(--quick)
-  "$python" -m benchmarks "${how[@]}" --out "$out/$name.csv" &&
+  "$python" -m benchmarks.ops "${how[@]}" --out "$out/$name.csv" &&
     "$python" -m benchmarks.roofline "$out/$name.csv" --out "$out/$name.png" &&
     "$python" -m benchmarks.predictions $([ "$dry" = 1 ] && echo --quick) >"$out/predictions.md" &&
     "$python" -m benchmarks.steps "${how[@]}" --out "$out/$name-steps.csv" &&

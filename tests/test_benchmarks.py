@@ -16,7 +16,7 @@ import gpkernels as gp
 from gpkernels import _support
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks/results/2026-11-22-cpu-2-threads.csv"
+RESULTS = ROOT / "benchmarks/results/2026-11-22-ops-cpu-2-threads.csv"
 
 
 def run(*arguments, **environment):
