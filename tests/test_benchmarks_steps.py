@@ -1,9 +1,7 @@
 """The benchmarks of steps: variants that must agree, parts that can be switched off, graphs without zeros, fits."""
 
-import csv
 import importlib
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,11 +18,6 @@ CPU = torch.device("cpu")
 def module(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     return lambda name: importlib.import_module(f"benchmarks.{name}")
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("step", ["penalty step", "LS-GAN-PG step", "WGAN-GP step", "R1 step", "DRAGAN step"])
@@ -94,10 +87,8 @@ def test_parts_of_the_engine_are_switched_on_in_turn(module):
     assert ops["norms"] < ops["activations"] < ops["best"]
     assert ops["first layers"] == ops["norms"]
     assert (mode.BY_FUNCTION, bilinear.wins) == (table, wins)
-    with pytest.raises(ZeroDivisionError), ablation.only([], False):
-        assert mode.BY_FUNCTION == {}
-        raise ZeroDivisionError
-    assert (mode.BY_FUNCTION, bilinear.wins) == (table, wins)
+    with ablation.only(["relu"], False):
+        assert {row.name for row in mode.BY_FUNCTION.values()} == {"relu"}
 
 
 def test_jax_computes_the_same(module):
@@ -144,7 +135,7 @@ def test_bfloat16_steps_agree_within_their_precision(module):
 
 
 def test_counts_are_the_committed_ones(module):
-    """Launches and convolutions of the usual code and of ours, on any machine: `make bench-check` shows what changed."""
+    """Launches and convolutions of the usual code and of ours, the same on any machine."""
     gate = module("gate")
     committed = {row["case"]: row for row in module("experiments").read(gate.FILE)}
     assert set(committed) == set(gate.MEASURED)
@@ -183,14 +174,3 @@ def test_gate_fails_on_a_loss_of_more_than_a_tenth(module, monkeypatch, tmp_path
     ratios["b"] += [1.0]
     assert gate.main([]) == 0
     assert "of another machine" in capsys.readouterr().out
-
-
-def test_parts_go_into_one_folder(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "spectral", "--quick", "--device", "cpu", "--out", tmp_path]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    (file,) = tmp_path.glob("*-spectral-cpu-*-threads.csv")
-    assert {"machine", "torch", "commit", "date"} <= set(rows(file)[0])
-    result = subprocess.run([*command[:3], "speed"], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "PART: wanted some of ops, steps" in result.stderr
