@@ -24,10 +24,9 @@ def setting(step: str, critic: str, size: int, batch: int, dtype: str = "float32
 
 
 SETTINGS = [
-    setting(step, critic, size, batch)
+    setting(step, critic, size, 64 if size == 32 else 16)
     for critic, row in CRITICS.items()
     for size in row.sizes
-    for batch in ((64, 16) if size == 32 else (16,))
     for step in PENALTIES
 ] + [
     setting(step, critic, 64, 16, "bfloat16")
