@@ -16,6 +16,7 @@ from gpkernels._version import __version__
 from gpkernels.errors import UserError
 from gpkernels.losses.command import add_command as add_losses
 from gpkernels.metrics.command import add_command as add_evaluate
+from gpkernels.training.data.command import add_command as add_prepare
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,7 +92,7 @@ def _need_train_extra() -> None:
         ) from None
 
 
-_CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data"}
+_CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data", "cache"}
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Images in memory with their labels, and the batches that training cuts out of them."""
+"""Images with their labels, in memory, mapped into it or on a GPU, and the batches that training cuts out of them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class ImageSet:
     labels: np.ndarray | None = None  # (N,), int64
     class_names: tuple[str, ...] = ()
     load_held_out: Callable[[], ImageSet | None] = lambda: None
+    _resident: Tensor | None = field(default=None, repr=False)  # the images, on a GPU
     _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
     _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -72,8 +73,22 @@ class ImageSet:
         The parts of a batch, put together, are the whole: draws are made for all of it.
         """
         shift = self.shift if config.shift is None else config.shift
-        images = torch.from_numpy(self.images[self._chosen(config, step)[shard.of(config.batch_size)]])
-        return augment(images, flip=config.flip, shift=shift, generator=generator, shard=shard).float() / 127.5 - 1
+        images = self._gather(self._chosen(config, step)[shard.of(config.batch_size)])
+        images = augment(images, flip=config.flip, shift=shift, generator=generator, shard=shard)
+        return images.float().div_(127.5).sub_(1)
+
+    def _gather(self, chosen: np.ndarray) -> Tensor:
+        if self._resident is None:
+            return torch.from_numpy(self.images[chosen])
+        return self._resident[torch.from_numpy(chosen).to(self._resident.device)]
+
+    def reside_on(self, device: torch.device) -> None:
+        """From now on `batch` gathers and augments on `device`, if that is a GPU with room for the images.
+
+        Room is a quarter of its free memory; the rest is for training. The batches are the same.
+        """
+        if device.type == "cuda" and self._resident is None and self.images.nbytes <= _free_memory(device) // 4:
+            self._resident = torch.from_numpy(self.images).to(device)
 
     def batch_labels(self, config: TrainConfig, step: int, shard: Shard = WHOLE) -> tuple[Tensor, Tensor]:
         """The labels of a step's images, int64, and which of them training may know, bool: shapes (batch / count,).
@@ -147,13 +162,20 @@ def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generato
 
     `images` are that shard of a batch; the draws are those of the whole.
     """
-    part, _, height, width = images.shape
+    part, channels, height, width = images.shape
     batch = part * shard.count
     draws = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator)[:, shard.of(batch)]
-    rows = (torch.arange(height) + draws[0]).clamp(0, height - 1)
-    columns = (torch.arange(width) + draws[1]).clamp(0, width - 1)
+    if shift:
+        rows = (torch.arange(height) + draws[0]).clamp(0, height - 1)
+        columns = (torch.arange(width) + draws[1]).clamp(0, width - 1)
+        pixels = (rows[:, :, None] * width + columns[:, None, :]).view(part, 1, -1).to(images.device)
+        images = images.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view_as(images)
     if flip:
         mirrored = torch.rand(batch, 1, generator=generator)[shard.of(batch)] < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    picked = images[torch.arange(part)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.movedim(-1, 1).contiguous()
+        images = torch.where(mirrored[..., None, None].to(images.device), images.flip(3), images)
+    return images
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes."""
+    return torch.cuda.mem_get_info(device)[0]
