@@ -1,4 +1,4 @@
-"""The command line: gpkernels train | sample | evaluate | presets | losses | doctor.
+"""The command line: gpkernels train | sample | evaluate | prepare | presets | losses | doctor.
 
 What a person can put right ends in one line on stderr and exit code 2, without a traceback.
 """
@@ -16,7 +16,6 @@ from gpkernels._version import __version__
 from gpkernels.errors import UserError
 from gpkernels.losses.command import add_command as add_losses
 from gpkernels.metrics.command import add_command as add_evaluate
-from gpkernels.training.data.command import add_command as add_prepare
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,6 +40,8 @@ def _complain(message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from gpkernels.training.data.command import add_command as add_prepare
+
     parser = _Parser(prog="gpkernels", description="Exact gradient penalties for GAN training.")
     parser.add_argument("--version", action="version", version=f"gpkernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="seed of the latent vectors (default: 0)")
     sample.set_defaults(run=_sample)
     add_evaluate(commands)
+    add_prepare(commands)
     presets = commands.add_parser("presets", help="list the presets of train")
     presets.set_defaults(run=_presets)
     add_losses(commands)

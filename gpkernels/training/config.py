@@ -54,9 +54,7 @@ class TrainConfig:
     crop: str = _setting("178", "celeba: side of the crop before resizing, in pixels", choices=CROPS)
     split: str = _setting("train", "celeba: the official part to train on", choices=SPLITS)
     max_images: int | None = _setting(None, "use only the first this many images (default: all)", minimum=1)
-    cache: str | None = _setting(
-        None, "folder of prepared images (default: $GPKERNELS_CACHE, else ~/.cache/gpkernels)"
-    )
+    cache: str | None = _setting(None, "folder of prepared images (default: $GPKERNELS_CACHE, else ~/.cache/gpkernels)")
     flip: bool = _setting(True, "mirror images at random")
     shift: int | None = _setting(
         None, "shift images at random by up to this many pixels (default: 1 for lfw-mini, else 0)", minimum=0

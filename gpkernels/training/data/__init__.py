@@ -19,6 +19,7 @@ import numpy as np
 from gpkernels.errors import UserError
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import celeba, decoding, fashion_mnist, folder, lfw, prepared, sidecar
+from gpkernels.training.data.celeba import EmptyPart
 from gpkernels.training.data.image_set import WHOLE, ImageSet, Shard, augment
 from gpkernels.training.data.listing import Listing
 
@@ -62,31 +63,38 @@ def _load(config: TrainConfig, progress: Progress) -> ImageSet:
 
 def _listed(config: TrainConfig, kind: str, path: Path, progress: Progress) -> ImageSet:
     """From the prepared file where there is one, which is made first for a large source; else decoded now."""
-    size = config.image_size or 64
-    ready = None if path.exists() else prepared.find_without_source(config)
+    size = size_of(config)
+    ready = None if path.exists() else prepared.find_without_source(config, size)
     if ready is None:
         listing = LISTINGS[kind](config, path)
         ready = prepared.find(config, listing, size)
         if ready is None and len(listing) * 3 * size * size >= prepared.AUTOMATIC:
             ready, _ = prepared.prepare(config, listing, size, progress)
     images = _in_memory(config, listing, size, progress) if ready is None else ready.images(config.label_attribute)
-    if kind == "celeba" and config.split in ("train", "valid"):
-        test = test_part(config)
+    test = test_part(config)
+    if test is not None:
         images.load_held_out = lambda: _held_out(test, path)
     return images
 
 
-def test_part(config: TrainConfig) -> TrainConfig:
-    """What loads the official test part."""
+def size_of(config: TrainConfig) -> int:
+    """The side of images that are decoded, in pixels."""
+    return config.image_size or 64
+
+
+def test_part(config: TrainConfig) -> TrainConfig | None:
+    """What loads the part that is held out from these settings; None where there is none, or it is trained on."""
+    if not config.data.startswith("celeba:") or config.split not in ("train", "valid"):
+        return None
     return dataclasses.replace(config, split="test", max_images=None)
 
 
 def _held_out(test: TrainConfig, path: Path) -> ImageSet | None:
-    if not path.exists() and prepared.find_without_source(test) is None:
+    if not path.exists() and prepared.find_without_source(test, size_of(test)) is None:
         return None
     try:
         return _listed(test, "celeba", path, lambda done, total: None)
-    except celeba.EmptyPart:
+    except EmptyPart:
         return None
 
 

@@ -11,7 +11,10 @@ from gpkernels.training.data.sources import Text, shown
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, name and values, by the stem of their image's name (as 000001); `stated` is the count that the file gives, None without."""
+    """Rows, name and values, by the stem of their image's name (as 000001).
+
+    `stated` is the count that the file gives, None without.
+    """
 
     where: str
     option: str
@@ -43,6 +46,8 @@ def read_table(text: Text, option: str, *, counted: bool) -> Table:
     for row in filter(None, body):
         stem = PurePosixPath(row[0]).stem
         if stem in rows:
-            raise UserError(f"{option}: wanted one row for each image in {text.where}, got two for {shown(row[0][:60])}")
+            raise UserError(
+                f"{option}: wanted one row for each image in {text.where}, got two for {shown(row[0][:60])}"
+            )
         rows[stem] = row
     return Table(text.where, option, names, rows, stated)

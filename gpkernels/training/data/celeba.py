@@ -1,4 +1,4 @@
-"""Aligned CelebA as people have it: torchvision's folders, Kaggle's, parquet shards, a plain folder, an unopened zip."""
+"""Aligned CelebA as people have it: folders as torchvision's or Kaggle's, parquet shards, a plain folder, a zip."""
 
 from __future__ import annotations
 
@@ -61,10 +61,7 @@ def listing(config: TrainConfig, path: Path) -> Listing:
     source = found.source
     if not source.names:
         raise UserError(f"{_OPTION}: wanted images ({', '.join(_SUFFIXES)}) in {source.where}, got none")
-    if isinstance(source, Parquet):
-        members = _shards_of(source, config.split)
-    else:
-        members = _of_split(found, config.split)
+    members = _shards_of(source, config.split) if isinstance(source, Parquet) else _of_split(found, config.split)
     if not len(members):
         raise EmptyPart(f"--split {config.split}: wanted images of that part in {path}, got none")
     members = members[: config.max_images]

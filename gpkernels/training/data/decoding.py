@@ -1,8 +1,8 @@
 """Bytes of an image file to pixels: bounded, cropped, resized, by many threads.
 
-Threads and not processes: Pillow and simplejpeg decode and resize without the interpreter's lock, and threads ask nothing of the
-script that calls them. simplejpeg, where it is installed, decodes JPEG; its pixels are Pillow's, bit for bit, and what
-it refuses Pillow is asked for again, so that the images do not depend on it.
+Threads and not processes: Pillow and simplejpeg decode and resize without the interpreter's lock, and threads ask
+nothing of the script that calls them. simplejpeg, where it is installed, decodes JPEG; its pixels are Pillow's, bit for
+bit, and what it refuses Pillow is asked for again, so that the images do not depend on it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def decode(content: bytes, cut: Cut, size: int) -> np.ndarray:
     """(3, size, size), uint8. Raises some Exception if `content` is no image, too large a one or of another size."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"decompression bomb: wanted at most {MAX_PIXELS} pixels, got {image.width}x{image.height}")
+            raise ValueError(
+                f"decompression bomb: wanted at most {MAX_PIXELS} pixels, got {image.width}x{image.height}"
+            )
         turned = image.getexif().get(_ORIENTATION, 1) != 1
         rgb = None if turned else _fast(content, image)
         if rgb is None:
@@ -78,8 +80,8 @@ def decode_chunks(
 ) -> Iterator[tuple[int, Skipped]]:
     """Decodes the chunks `todo` (numbers in `listing.chunks()`) in `jobs` threads.
 
-    `store(position, pixels)` gets images of (n, 3, size, size), uint8, for the positions from `position` on. Yields each
-    chunk's number as it is finished, with the positions that could not be read, which were stored as black, and why.
+    `store(position, pixels)` gets images of (n, 3, size, size), uint8, for the positions from `position` on. Yields
+    each chunk's number as it is finished, with the positions that could not be read (stored as black), and why.
     """
     chunks = listing.chunks()
 

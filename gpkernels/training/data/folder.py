@@ -1,4 +1,4 @@
-"""Any folder of images, or a zip of them; the sub-folders of its first level are classes where every image lies in one."""
+"""Any folder of images, or a zip; the sub-folders of its first level are classes where every image lies in one."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gpkernels.errors import UserError
 from gpkernels.training.config import TrainConfig
+from gpkernels.training.data import own
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,46 @@ class ImageSet:
     _resident: Tensor | None = field(default=None, repr=False)  # the images, on a GPU
     _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
     _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: np.ndarray | Tensor,
+        labels: Sequence[int] | np.ndarray | Tensor | None = None,
+        class_names: Sequence[str] = (),
+        held_out: ImageSet | None = None,
+        *,
+        name: str = "arrays",
+    ) -> ImageSet:
+        """Images of your own: uint8, (N, C, S, S) or (N, S, S, C), C 1 or 3; labels (N,), from 0 on.
+
+        `held_out` is what evaluation and classification errors use. Raises TypeError or ValueError, naming the
+        argument.
+        """
+        array = own.pixels(images)
+        numbers, names = own.labelled(labels, class_names, len(array))
+        return cls(name, array, labels=numbers, class_names=names, load_held_out=lambda: held_out)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        class_names: Sequence[str] = (),
+        held_out: ImageSet | None = None,
+        *,
+        name: str = "dataset",
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> ImageSet:
+        """A torch map-style data set of images, or of (image, label), read once into memory.
+
+        Images are PIL's, or uint8 or floating-point [0, 1] arrays or tensors, square and all of one size; what the data
+        set draws at random is drawn once. Without `class_names` its `classes` are used, where it has some. Raises
+        TypeError or ValueError, naming the item.
+        """
+        array, labels = own.gather(dataset, progress)
+        if labels is not None and not class_names:
+            class_names = tuple(map(str, getattr(dataset, "classes", ())))
+        return cls.from_arrays(array, labels, class_names, held_out, name=name)
 
     @property
     def channels(self) -> int:

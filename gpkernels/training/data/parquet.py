@@ -1,7 +1,8 @@
-"""Images in the rows of parquet shards, as Hugging Face stores them: a column `image`, struct{bytes, path} or binary."""
+"""Images in the rows of parquet shards, as Hugging Face has them: a column `image`, struct{bytes, path} or binary."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ class Parquet(Source):
     def chunks(self, members: Sequence[int]) -> list[range]:
         """One for each row group that has some of `members`, which are in ascending order."""
         edges = np.unique(np.searchsorted(np.asarray(members), self._begins))
-        return [range(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
+        return [range(int(a), int(b)) for a, b in itertools.pairwise(edges)]
 
     def read(self, members: Sequence[int]) -> Iterator[bytes | Exception]:
         """`members` lie in one row group, in ascending order; it is streamed."""
@@ -116,7 +117,10 @@ class Parquet(Source):
         """
         parts: list[str] = []
         for shard in self.shards:
-            for word in (shard.name, *(folder.name for folder in shard.parents if self.where in (folder, *folder.parents))):
+            for word in (
+                shard.name,
+                *(folder.name for folder in shard.parents if self.where in (folder, *folder.parents)),
+            ):
                 if found := _SPLIT.match(word):
                     parts.append({"val": "valid"}.get(found[1].lower(), found[1].lower()))
                     break

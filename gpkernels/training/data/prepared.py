@@ -48,9 +48,9 @@ def find(config: TrainConfig, listing: Listing, size: int) -> Sidecar | None:
     return Sidecar.read(_path(config, listing, size), _settings(config, listing, size))
 
 
-def find_without_source(config: TrainConfig) -> Sidecar | None:
+def find_without_source(config: TrainConfig, size: int) -> Sidecar | None:
     """A file that was prepared from `config.data` with these settings, wherever that is now; the newest of several."""
-    wanted = {"data": full_name(config.data), **_given(config), "image_size": config.image_size or 64}
+    wanted = {"data": full_name(config.data), **_given(config), "image_size": size}
     files = sorted(cache_folder(config).glob("*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     found = (Sidecar.read(file.with_suffix(".npy"), wanted) for file in files)
     return next((sidecar for sidecar in found if sidecar is not None), None)
@@ -171,7 +171,7 @@ class _Part:
             last = time.monotonic()
 
             def store(position: int, images: np.ndarray) -> None:
-                view, offset = memoryview(images).cast("B"), len(self._header(len(self.listing))) + position * self._row
+                view, offset = images.data.cast("B"), len(self._header(len(self.listing))) + position * self._row
                 while view:
                     written = os.pwrite(target, view, offset)
                     view, offset = view[written:], offset + written

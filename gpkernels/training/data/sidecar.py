@@ -107,6 +107,15 @@ class Sidecar:
         text = json.dumps(content, indent=1)
         write_atomically(self.path.with_suffix(".json"), lambda file: file.write(text.encode()))
 
+    def remove(self) -> None:
+        """The sidecar first: without it the array is not looked at."""
+        self.path.with_suffix(".json").unlink()
+        self.path.unlink()
+
+    def describe(self) -> str:
+        count, _, height, width = self.shape
+        return f"{self.path}: {count} images of {width}x{height}, {self.path.stat().st_size / 1e9:.3g} GB"
+
     def _check_array(self) -> None:
         try:
             found = self._map()
@@ -133,9 +142,7 @@ class Sidecar:
         return ImageSet(self.name, self._map(), skipped=list(self.skipped), labels=labels, class_names=names)
 
 
-def attribute_labels(
-    attributes: Attributes | None, attribute: str, missing: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def attribute_labels(attributes: Attributes | None, attribute: str, missing: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels and the names of the two classes. Raises UserError for an attribute that the data does not have."""
     if attributes is None:
         raise UserError(f"--label-attribute: wanted {missing}, which is missing")
