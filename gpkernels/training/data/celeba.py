@@ -60,7 +60,7 @@ def listing(config: TrainConfig, path: Path) -> Listing:
     found = _find(path)
     source = found.source
     if not source.names:
-        raise UserError(f"{_OPTION}: wanted images ({', '.join(_SUFFIXES)}) in {source.where}, got none")
+        raise source.without_images(_OPTION, _SUFFIXES)
     members = _shards_of(source, config.split) if isinstance(source, Parquet) else _of_split(found, config.split)
     if not len(members):
         raise EmptyPart(f"--split {config.split}: wanted images of that part in {path}, got none")

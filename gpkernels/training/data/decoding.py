@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gpkernels.errors import UserError
 from gpkernels.training.data.listing import Cut, Listing
@@ -99,7 +99,9 @@ def decode_chunks(
                 raise
             except Exception as error:  # Pillow's plugins raise anything for a damaged file
                 buffer[filled] = 0
-                reason = str(error) or type(error).__name__
+                reason = f"not an image ({', '.join(FORMATS)})"
+                if not isinstance(error, UnidentifiedImageError):
+                    reason = str(error) or type(error).__name__
                 skipped.append((position, f"{listing.source.label(int(listing.members[position]))}: {reason}"))
             filled += 1
             if filled == len(buffer) or position == positions[-1]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from gpkernels.errors import UserError
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data.listing import CENTRE, Listing
 from gpkernels.training.data.sources import SUFFIXES, Files, Source, Zip, check_path, fingerprint
@@ -22,10 +21,9 @@ def listing(config: TrainConfig, path: Path) -> Listing:
     check_path(_OPTION, path)
     source: Source = Files(path) if path.is_dir() else Zip(path, _OPTION)
     if not source.names:
-        why = f"; refused: {source.refused[0]}" if source.refused else ""
-        raise UserError(f"{_OPTION}: wanted images ({', '.join(SUFFIXES)}) in {path}, got none{why}")
+        raise source.without_images(_OPTION, SUFFIXES)
     parts = [name.split("/") for name in source.names]
-    if path.is_file() and len({part[0] for part in parts}) == 1:
+    if path.is_file() and len({part[0] for part in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [part[1:] for part in parts]  # an archive of one folder: its sub-folders are the classes
     names = tuple(sorted({part[0] for part in parts}))
     labels = None

@@ -127,9 +127,9 @@ class ImageSet:
     def reside_on(self, device: torch.device) -> None:
         """From now on `batch` gathers and augments on `device`, if that is a GPU with room for the images.
 
-        Room is a quarter of its free memory; the rest is for training. The batches are the same.
+        The batches are the same.
         """
-        if device.type == "cuda" and self._resident is None and self.images.nbytes <= _free_memory(device) // 4:
+        if self._resident is None and self.images.nbytes <= _room(device):
             self._resident = torch.from_numpy(self.images).to(device)
 
     def batch_labels(self, config: TrainConfig, step: int, shard: Shard = WHOLE) -> tuple[Tensor, Tensor]:
@@ -218,6 +218,6 @@ def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generato
     return images
 
 
-def _free_memory(device: torch.device) -> int:
-    """Bytes."""
-    return torch.cuda.mem_get_info(device)[0]
+def _room(device: torch.device) -> int:
+    """Bytes of images that may reside on a GPU: a quarter of its free memory, the rest is for training."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0

@@ -117,10 +117,7 @@ class Parquet(Source):
         """
         parts: list[str] = []
         for shard in self.shards:
-            for word in (
-                shard.name,
-                *(folder.name for folder in shard.parents if self.where in (folder, *folder.parents)),
-            ):
+            for word in reversed(shard.relative_to(self.where).parts):
                 if found := _SPLIT.match(word):
                     parts.append({"val": "valid"}.get(found[1].lower(), found[1].lower()))
                     break

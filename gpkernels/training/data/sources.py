@@ -53,6 +53,10 @@ class Source(ABC):
         """What a person calls a member."""
         return shown(f"{self.where}/{self.names[member]}")
 
+    def without_images(self, option: str, suffixes: Sequence[str]) -> UserError:
+        refused = f"; the first of {len(self.refused)} refused: {self.refused[0]}" if self.refused else ""
+        return UserError(f"{option}: wanted images ({', '.join(suffixes)}) in {self.where}, got none{refused}")
+
     def chunks(self, members: Sequence[int]) -> list[range]:
         """Positions in `members` that one thread reads in one go, and that a preparation finishes together."""
         return [range(begin, min(begin + CHUNK, len(members))) for begin in range(0, len(members), CHUNK)]
@@ -106,7 +110,7 @@ class Zip(Source):
         self.refused: list[str] = []
         self._members: dict[str, zipfile.ZipInfo] = {}
         for info in self._zip.infolist():
-            if info.is_dir() or _hidden(info.filename):
+            if info.is_dir() or _hidden(info.filename.replace("\\", "/")):
                 continue
             if reason := self._why_not(info):
                 self.refused.append(f"{shown(f'{where}/{info.filename}')}: {reason}")
