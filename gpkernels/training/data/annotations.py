@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from gpkernels.errors import UserError
-from gpkernels.training.data.sources import Text, shown
+from gpkernels.training.data.sources import Text, shown, stem
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,10 @@ def read_table(text: Text, option: str, *, counted: bool) -> Table:
         names, body = (table[1] if table[1:] else []) if counted else [], table[2:] if counted else table
     rows: dict[str, list[str]] = {}
     for row in filter(None, body):
-        stem = PurePosixPath(row[0]).stem
-        if stem in rows:
+        name = stem(row[0])
+        if name in rows:
             raise UserError(
                 f"{option}: wanted one row for each image in {text.where}, got two for {shown(row[0][:60])}"
             )
-        rows[stem] = row
+        rows[name] = row
     return Table(text.where, option, names, rows, stated)

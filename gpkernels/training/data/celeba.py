@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from gpkernels.training.config import TrainConfig
 from gpkernels.training.data.annotations import Table, read_table
 from gpkernels.training.data.listing import CENTRE, Attributes, Cut, Listing
 from gpkernels.training.data.parquet import Parquet
-from gpkernels.training.data.sources import Files, Source, Text, Zip, check_path, fingerprint, text_file
+from gpkernels.training.data.sources import Files, Source, Text, Zip, check_path, fingerprint, stem, suffix, text_file
 
 SIZE = (178, 218)
 BOXES = {
@@ -48,7 +49,7 @@ class _Found:
 
     @property
     def stems(self) -> list[str]:
-        return [PurePosixPath(name).stem for name in self.source.names]
+        return [stem(name) for name in self.source.names]
 
 
 def listing(config: TrainConfig, path: Path) -> Listing:
@@ -114,8 +115,8 @@ def _in_folder(images: Files, root: Path) -> _Found:
 
 def _in_zip(path: Path) -> _Found:
     archive = Zip(path, _OPTION)
-    images = [name for name in archive.names if PurePosixPath(name).suffix.lower() in _SUFFIXES]
-    aligned = [name for name in images if "img_align_celeba" in str(PurePosixPath(name).parent)]
+    images = [name for name in archive.names if suffix(name) in _SUFFIXES]
+    aligned = [name for name in images if "img_align_celeba" in posixpath.dirname(name)]
     archive.keep(aligned or images)
 
     def inside_or_beside(names: tuple[str, ...]) -> Text | None:
@@ -138,12 +139,12 @@ def _of_split(found: _Found, split: str) -> np.ndarray:
         return _by_number(stems, split, f"--split {split}: {wanted}")
     table = read_table(found.partition, _OPTION, counted=False)
     table.check("a name and 0, 1 or 2", ("0", "1", "2"), width=1)
-    chosen = {stem for stem, row in table.rows.items() if row[1] == _CODES[split]}
-    return np.flatnonzero([stem in chosen for stem in stems])
+    chosen = {name for name, row in table.rows.items() if row[1] == _CODES[split]}
+    return np.flatnonzero([name in chosen for name in stems])
 
 
 def _by_number(stems: list[str], split: str, otherwise: str) -> np.ndarray:
-    numbers = np.array([int(stem) if stem.isascii() and stem.isdigit() else 0 for stem in stems])
+    numbers = np.array([int(name) if name.isascii() and name.isdigit() else 0 for name in stems])
     if not np.array_equal(np.sort(numbers), np.arange(1, OFFICIAL["test"].stop)):
         raise UserError(otherwise)
     part = OFFICIAL[split]
@@ -173,11 +174,12 @@ def _attributes(found: _Found, members: np.ndarray) -> Attributes | None:
     table.check(f"a name and {len(table.names)} times 1 or -1", ("1", "-1"), width=len(table.names))
     stems = found.stems
     chosen = [stems[member] for member in members]
-    for member, stem in zip(members, chosen, strict=True):
-        if stem not in table.rows:
-            name = PurePosixPath(found.source.names[member]).name
-            raise UserError(f"{_OPTION}: wanted a row for each image in {table.where}, got none for {name}")
-    return Attributes(table.names, np.array([[value == "1" for value in table.rows[stem][1:]] for stem in chosen]))
+    for member, name in zip(members, chosen, strict=True):
+        if name not in table.rows:
+            file = posixpath.basename(found.source.names[member])
+            raise UserError(f"{_OPTION}: wanted a row for each image in {table.where}, got none for {file}")
+    values = np.fromiter((value == "1" for name in chosen for value in table.rows[name][1:]), bool)
+    return Attributes(table.names, values.reshape(len(chosen), -1))
 
 
 def _check_count(table: Table, images: int) -> None:
