@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -293,6 +294,16 @@ def test_who_waits_sees_how_far_the_other_is(tmp_path, monkeypatch):
     assert told[0][0] < 200
 
 
+class Unpickled:
+    """Leaves a folder where it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
 def test_a_damaged_file_is_found_out(tmp_path, capsys):
     settings = config(trees.folder(tmp_path / "images", 5))
     sidecar, _ = prepare(settings)
@@ -308,6 +319,10 @@ def test_a_damaged_file_is_found_out(tmp_path, capsys):
     np.save(sidecar.path, np.array([{}], object), allow_pickle=True)
     with pytest.raises(UserError, match=r"got another file \(.*[Oo]bject"):
         data.load(settings)
+    sidecar.path.write_bytes(pickle.dumps(Unpickled(tmp_path / "unpickled")))
+    with pytest.raises(UserError, match=r"got another file"):
+        data.load(settings)
+    assert not (tmp_path / "unpickled").exists()
     sidecar.path.with_suffix(".json").write_text('{"format": 1}')
     with pytest.raises(UserError, match=r"--cache: .*json is damaged \(KeyError\('settings'\)\); delete it"):
         data.load(settings)

@@ -94,6 +94,11 @@ def test_data_sets_of_every_form_of_image(form):
     assert ImageSet.from_dataset(labelled, ["a", "b"]).class_names == ("a", "b")
 
 
+def test_floating_point_values_are_rounded():
+    images = ImageSet.from_dataset(Own([np.full((1, 2, 2), value) for value in (0.0, 0.999, 0.501, 1.0)]))
+    assert images.images[:, 0, 0, 0].tolist() == [0, 255, 128, 255]
+
+
 def test_grey_data_sets():
     wanted = NOISE[:, :1]
     for items in ([Image.fromarray(image[0]) for image in wanted], [torch.from_numpy(image[0]) for image in wanted]):
