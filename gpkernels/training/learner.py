@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +47,9 @@ class Learner:
         }
         self.fixed_z = models.draw_z(config, SAMPLES, torch.Generator().manual_seed(config.seed))
         self.step = 0
+        self.input_seconds = 0.0
+        """How long steps have waited for their images."""
+        images.reside_on(self.device)
 
     @property
     def total_steps(self) -> int:
@@ -118,7 +122,9 @@ class Learner:
     def _batch(self, number: int, draws: torch.Generator) -> Batch:
         """The images of a critic's update, and their labels: where training may not know one, the critic's guess."""
         config = self.config
+        started = time.perf_counter()
         real = self._to_device(self.images.batch(config, number, draws))
+        self.input_seconds += time.perf_counter() - started
         if config.condition == "none":
             return Batch(real)
         y, known = (t.to(self.device) for t in self.images.batch_labels(config, number))
