@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpkernels._checks import fail
+from gpkernels._checks import check_number, fail
 from gpkernels.functional import interpolate, perturb
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`point(real, fake, eps, scale, generator)` gives x; `form` and `factor` are R's usual form and its factor."""
+    """`point(real, fake, eps, per_element, scale, generator)` gives x; `form` and `factor` are R's usual form and its
+    factor."""
 
     name: str
     point: Callable[..., Tensor]
@@ -30,13 +31,23 @@ DRAGAN_SCALE = 0.5
 
 
 def _coupled(
-    real: Tensor, fake: Tensor, eps: Tensor | None, scale: float | None, generator: torch.Generator | None
+    real: Tensor,
+    fake: Tensor,
+    eps: Tensor | None,
+    per_element: bool,
+    scale: float | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    return interpolate(real, fake, eps=eps, generator=generator)
+    return interpolate(real, fake, eps=eps, per_element=per_element, generator=generator)
 
 
 def _local(
-    real: Tensor, fake: Tensor, eps: Tensor | None, scale: float | None, generator: torch.Generator | None
+    real: Tensor,
+    fake: Tensor,
+    eps: Tensor | None,
+    per_element: bool,
+    scale: float | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
     scale = DRAGAN_SCALE if scale is None else scale
     return perturb(real, scale=scale, noise="uniform", relative=True, generator=generator)
@@ -102,12 +113,20 @@ KINDS = {
 }
 
 
-def check_inputs(kind: Kind, eps: Tensor | None, scale: float | None, given: dict[str, object]) -> None:
-    """The arguments that `kind` needs are there, and none that it would ignore."""
+def check_inputs(kind: Kind, given: dict[str, object]) -> None:
+    """The samples that `kind` needs are there."""
     for name in kind.inputs:
         if given[name] is None:
             raise fail(name, f"a tensor, which kind {kind.name!r} needs", "None")
+
+
+def check_options(kind: Kind, *, eps: Tensor | None, per_element: bool, scale: float | None) -> None:
+    """None of these is given that `kind` would ignore."""
     if eps is not None and kind.name != "coupled":
         raise fail("eps", f"None for kind {kind.name!r} (only 'coupled' interpolates)", "a value")
-    if scale is not None and kind.name != "local":
-        raise fail("scale", f"None for kind {kind.name!r} (only 'local' perturbs)", scale)
+    if per_element and kind.name != "coupled":
+        raise fail("per_element", f"False for kind {kind.name!r} (only 'coupled' interpolates)", per_element)
+    if scale is not None:
+        check_number("scale", scale, minimum=0)
+        if kind.name != "local":
+            raise fail("scale", f"None for kind {kind.name!r} (only 'local' perturbs)", scale)

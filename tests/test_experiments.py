@@ -287,7 +287,7 @@ def test_grid_is_every_kind_form_and_loss(module):
     settings = {penalty.name: penalty.settings for penalty in grid.PENALTIES_TRIED}
     assert settings["r1 squared"]["penalty_form"] is None
     assert settings["r1 linear"]["penalty_form"] == "linear"
-    assert settings["ls_gan_pg linear"] == {"penalty": "ls_gan_pg", "penalty_form": None, "penalty_axes": "pixel"}
+    assert settings["ls_gan_pg linear"] == {"penalty": "ls_gan_pg", "penalty_form": None}
 
 
 def test_workers_share_the_work(module):

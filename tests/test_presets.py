@@ -13,6 +13,7 @@ from threads import one_thread  # noqa: F401
 from gpkernels import metrics
 from gpkernels.errors import UserError
 from gpkernels.training import PRESETS, Trainer, data, from_preset, models
+from gpkernels.training.objective import Penalties
 
 SIZES = {"ngf": 8, "ndf": 8, "batch_size": 16, "image_size": 32}
 
@@ -139,7 +140,8 @@ def test_settings_are_the_published_ones(name):
     assert got == PUBLISHED[name]
     if config.penalty != "none":
         assert config.penalty_weight == 10
-        assert config.penalty_axes == ("pixel" if name == "ls-gan-pg" else "sample")
+        (penalty,) = Penalties(config).each
+        assert penalty.axes == ("pixel" if name == "ls-gan-pg" else "sample")
 
 
 def test_every_preset_is_a_config_with_a_source():

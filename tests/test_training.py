@@ -345,6 +345,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
             "--loss: wanted ls-gan, gls-gan, cls-gan for condition classes, got",
         ),
         ({"penalty_interval": 4, "optimizer": "rmsprop"}, "--penalty-interval: wanted 1 for optimizer rmsprop, got 4"),
+        (
+            {"penalty_per_element": True, "penalty": "r1"},
+            "--penalty-per-element: wanted --penalty coupled, which weighs pairs, got r1",
+        ),
+        (
+            {"penalty_norm_eps": 1e-8, "penalty_norm": "l1"},
+            "--penalty-norm-eps: wanted --penalty-norm l2, which has a root, got l1",
+        ),
         ({"penalty_scale": 0.1}, "--penalty-scale: wanted --penalty local, which draws noise, got ls_gan_pg"),
         ({"slope": 0.5}, "--slope: wanted 0 for loss 'ls-gan'"),
         ({"slope": 2.0, "loss": "gls-gan"}, "--slope: wanted a number <= 1, got 2"),

@@ -48,8 +48,7 @@ def test_every_penalty_takes_a_step(loss, images, tmp_path):
         start = [[weight.detach().clone() for weight in net] for net in nets]
         for kind, form in CELLS:
             cell = f"{loss}, {kind} {form}, spectral norm {spectral_norm}"
-            axes = "pixel" if kind == "ls_gan_pg" else "sample"
-            trainer.config = dataclasses.replace(base, penalty=kind, penalty_form=form, penalty_axes=axes)
+            trainer.config = dataclasses.replace(base, penalty=kind, penalty_form=form)
             trainer.penalties = Penalties(trainer.config)
             with torch.no_grad():
                 for net, weights in zip(nets, start, strict=True):

@@ -70,7 +70,17 @@ class TrainConfig:
     )
     penalty_target: float = _setting(1.0, "k of the forms that compare the norm with one", minimum=0)
     penalty_norm: str = _setting("l2", "norm of the gradient", choices=NORMS)
-    penalty_axes: str = _setting("pixel", "what the gradient's norm runs over", choices=AXES)
+    penalty_axes: str | None = _setting(
+        None,
+        "what the gradient's norm runs over (default: pixel for ls_gan_pg, as in its public code, else sample)",
+        choices=AXES,
+    )
+    penalty_norm_eps: float = _setting(
+        0.0, "norm l2: e of the norm sqrt(e + sum g^2), as some public code has it", minimum=0
+    )
+    penalty_per_element: bool = _setting(
+        False, "coupled: weigh real against fake anew for each element, as some public code does, not for each image"
+    )
     penalty_scale: float | None = _setting(
         None, "local: size of the noise, in standard deviations of the images (default: 0.5)", minimum=0
     )
@@ -149,6 +159,10 @@ class TrainConfig:
             raise UserError(f"--penalty-interval: wanted 1 for optimizer {self.optimizer}, got {self.penalty_interval}")
         if self.penalty_scale is not None and self.penalty != "local":
             raise UserError(f"--penalty-scale: wanted --penalty local, which draws noise, got {self.penalty}")
+        if self.penalty_per_element and self.penalty != "coupled":
+            raise UserError(f"--penalty-per-element: wanted --penalty coupled, which weighs pairs, got {self.penalty}")
+        if self.penalty_norm_eps and self.penalty_norm != "l2":
+            raise UserError(f"--penalty-norm-eps: wanted --penalty-norm l2, which has a root, got {self.penalty_norm}")
         for name in ("beta1", "beta2", "ema"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{flag(name)}: wanted a number below 1, got {getattr(self, name):g}")

@@ -81,6 +81,10 @@ def make_objective(config: TrainConfig) -> Objective:
     return Framework(table_loss(config.loss, epsilon=config.epsilon))
 
 
+PENALTY_AXES = {"ls_gan_pg": "pixel"}
+"""What the norm of a kind runs over, if not a sample, where a config leaves it open."""
+
+
 class Penalties:
     """The gradient penalties of a config: none, one, or R1 and R2 together, whose weights are the same."""
 
@@ -93,8 +97,10 @@ class Penalties:
                 form=config.penalty_form,
                 target=config.penalty_target,
                 norm=config.penalty_norm,
-                axes=config.penalty_axes,
+                axes=config.penalty_axes or PENALTY_AXES.get(kind, "sample"),
+                norm_eps=config.penalty_norm_eps,
                 scale=config.penalty_scale,
+                per_element=config.penalty_per_element,
                 interval=config.penalty_interval,
             )
             for kind in kinds

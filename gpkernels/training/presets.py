@@ -15,6 +15,7 @@ from typing import Any
 from gpkernels._checks import check_choice
 from gpkernels.errors import UserError
 from gpkernels.training.config import TrainConfig, flag
+from gpkernels.training.objective import Penalties
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Preset:
     settings: Mapping[str, Any]
 
 
-_NO_PENALTY = {"penalty": "none", "penalty_axes": "sample"}
+_NO_PENALTY = {"penalty": "none"}
 _BATCH_NORM = {"critic_norm": "batch"}
 _MINI = {"ngf": 16, "ndf": 16, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "epochs": 40}
 _QI = {**_NO_PENALTY, "lr": 1e-4, "z": "uniform"}
@@ -32,7 +33,6 @@ _GOODFELLOW = {**_NO_PENALTY, **_BATCH_NORM, "fresh_z": True}
 _GULRAJANI = {"critic_steps": 5, "fresh_z": True, "lr": 1e-4, "beta1": 0.0, "beta2": 0.9}
 _MESCHEDER = {
     "loss": "classic-non-saturating",
-    "penalty_axes": "sample",
     "optimizer": "rmsprop",
     "lr": 1e-4,
     "nz": 256,
@@ -125,7 +125,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "wgan-gp": Preset(
             "WGAN with a two-sided penalty between real and generated images",
             "Gulrajani et al. 2017, Algorithm 1 [memory]",
-            {**_GULRAJANI, "loss": "wasserstein", "penalty": "coupled", "penalty_axes": "sample"},
+            {**_GULRAJANI, "loss": "wasserstein", "penalty": "coupled"},
         ),
         "dragan": Preset(
             "the GAN with a penalty around real images, noise on both sides",
@@ -133,7 +133,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {
                 "loss": "classic-non-saturating",
                 "penalty": "local",
-                "penalty_axes": "sample",
                 "lr": 1e-4,
                 "beta2": 0.9,
                 "z": "uniform",
@@ -198,9 +197,10 @@ def describe(name: str) -> str:
     clipped = f", weights clipped to {config.clip:g}" if config.clip is not None else ""
     norm = ", spectral norm" if config.spectral_norm else ""
     penalty = "none" if config.penalty == "none" else f"{config.penalty_weight:g} x {config.penalty}"
-    if config.penalty != "none":
-        penalty += f", norm per {config.penalty_axes}"
-    shown = {"loss", "penalty", "penalty_axes", "spectral_norm", "clip", "optimizer", "lr", "beta1", "beta2"}
+    penalties = Penalties(config).each
+    if penalties:
+        penalty += f", norm per {penalties[0].axes}"
+    shown = {"loss", "penalty", "spectral_norm", "clip", "optimizer", "lr", "beta1", "beta2"}
     shown |= {"batch_size", "critic_steps", "epochs"}
     rows = {
         "loss": config.loss,
