@@ -10,6 +10,7 @@ from typing import Any
 
 from gpkernels.errors import UserError
 from gpkernels.kinds import KINDS
+from gpkernels.latents import LATENTS
 from gpkernels.losses.sensitive import FAMILY
 from gpkernels.losses.table import LOSSES as FRAMEWORK
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
@@ -22,7 +23,6 @@ CONDITIONS = ("none", "concat", "projection", "classes")
 IMAGE_SIZES = (32, 64, 128)
 LOSSES = (*FAMILY, *FRAMEWORK)
 PENALTY_KINDS = ("none", *KINDS, "r1+r2")
-LATENTS = ("normal", "uniform")
 OPTIMIZERS = ("adam", "rmsprop")
 CROPS = ("178", "148", "140", "128", "108", "none")
 SPLITS = ("train", "valid", "test", "all")
@@ -110,7 +110,7 @@ class TrainConfig:
         None, "clip the critic's weights to [-c, c] after each of its updates (the first WGAN; default: no)", minimum=0
     )
     nz: int = _setting(100, "size of the latent vector z", minimum=1)
-    z: str = _setting("normal", "distribution of z: N(0, 1) or U(-1, 1)", choices=LATENTS)
+    z: str = _setting("normal", "distribution of z: N(0, 1) or U(-1, 1)", choices=tuple(LATENTS))
     fresh_z: bool = _setting(
         False, "draw new z for the generator's update (default: that of the critic's last one, one forward less)"
     )

@@ -84,7 +84,8 @@ class Learner:
         self._update("critic", loss)
         if self.config.clip is not None:
             clip_weights(self.critic.parameters(), self.config.clip)
-        return {"critic_loss": loss.detach(), **found.terms, "penalty": penalty.detach()}
+        terms = {"critic_loss": loss.detach(), **found.terms}
+        return {**terms, "penalty": penalty.detach()} if self.penalties.each else terms
 
     def _update_generator(self, batch: Batch, fake: Tensor) -> Tensor:
         self.critic.requires_grad_(False)

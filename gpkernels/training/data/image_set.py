@@ -29,7 +29,7 @@ WHOLE = Shard()
 
 
 class Stream:
-    """Numbers of images without end: pass after pass over `members`, each shuffled by (seed, pass). `stream[places]`."""
+    """Pass after pass over `members`, without end, each shuffled by (seed, pass): `stream[places]`."""
 
     def __init__(self, members: np.ndarray, seed: int) -> None:
         self.members, self.seed = members, seed
