@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import trees
 from PIL import Image
 from threads import one_thread  # noqa: F401
 
@@ -111,6 +112,28 @@ def test_poster_at_its_own_size(module):
     assert len({run.folder.parent for run in others}) == 3
     small, *_ = poster.runs(poster.parse(["--data", "lfw-mini"]), ["swd", "kid_effnetlite0"])
     assert [len(small.metrics(epoch)) for epoch in (0, 5, 11, 23, 24)] == [2, 1, 2, 1, 2]
+
+
+def test_poster_at_its_own_size_on_celeba(module, tmp_path, capsys):
+    """From photographs to the picture, with nothing but the nets, the batch and the epochs made small."""
+    poster, root = module("poster"), trees.celeba(tmp_path, 330)
+    small = ["--width", "2", "--batch", "22", "--samples", "100", "--epochs", "2", "--seeds", "1", "--metrics", "swd"]
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out/results"), "--jobs", "1"]
+    poster.main(["--data", f"celeba:{root}", "--full", *small, *where, "--device", "cpu"])
+    rows = table(tmp_path / "out/results.csv")
+    assert [(row["model"], row["epoch"], row["step"]) for row in rows[:-1]] == [
+        (model, str(epoch), str(5 * epoch)) for model in ("LS-GAN", "LS-GAN-PG") for epoch in range(3)
+    ]
+    assert rows[-1]["model"] == "real images"  # what a perfect model would get, far below noise
+    assert float(rows[-1]["swd"]) < min(float(row["swd"]) for row in rows[:-1])
+    assert {(row["image_size"], row["measured_on"], row["n_swd"]) for row in rows} == {("64", "held-out", "100")}
+    with Image.open(tmp_path / "out/results.png") as picture:
+        assert picture.width > 1000
+    (grid,) = (tmp_path / "runs").glob("*/ls-gan-pg-seed0/samples/epoch_0002.png")
+    with Image.open(grid) as picture:
+        assert picture.size == (10 * 64, 64)
+        assert picture.mode == "RGB"
+    assert "LS-GAN-PG best/initial" in capsys.readouterr().out
 
 
 def test_poster_records_what_diverges(module, tmp_path, monkeypatch):
