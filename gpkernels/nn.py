@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gpkernels import penalty
 from gpkernels._checks import check_choice, check_count
-from gpkernels.kinds import KINDS, check_options
+from gpkernels.kinds import KINDS, Draw, check_draw
 
 _ROOT = {"norm_eps": 1e-8}
 
@@ -23,8 +23,8 @@ class GradientPenalty(nn.Module):
     returns i times the penalty, the others return 0 without running the critic. Adam's settings should then be
     corrected with `lazy_adam`. The phase is part of `state_dict`.
 
-    Args: `kind`, `weight`, `form`, `target`, `norm`, `axes`, `norm_eps`, `scale`, `per_element` and `microbatch` as in
-    `gradient_penalty`; interval: a whole number >= 1.
+    Args: `kind`, `weight`, `form`, `target`, `norm`, `axes`, `norm_eps`, `noise`, `scale`, `per_element` and
+    `microbatch` as in `gradient_penalty`; interval: a whole number >= 1.
     `presets` maps the names of published penalties to these arguments; `from_preset(name)` builds one.
     """
 
@@ -39,9 +39,11 @@ class GradientPenalty(nn.Module):
             "ls-gan-pg": {"kind": "ls_gan_pg", "axes": "pixel"},  # its public code
             # the many copies of WGAN-GP that take norm(2, dim=1) of a gradient not flattened
             "wgan-gp-pixel": {"kind": "coupled", "axes": "pixel"},
-            # the public code of Dong and Yang 2019; its r1 and r2 are not squared, its one-sided form is max(n, k)
+            # the public code of Dong and Yang 2019: r1 and r2 are not squared, the one-sided form is max(n, k);
+            # [memory] for the size of the noise
             "dong-yang-coupled": {"kind": "coupled", "per_element": True, **_ROOT},
             "dong-yang-coupled-one-sided": {"kind": "coupled", "per_element": True, "form": "maximum", **_ROOT},
+            "dong-yang-local": {"kind": "local", "noise": "normal", "scale": 0.01, **_ROOT},
             "dong-yang-r1": {"kind": "r1", "form": "linear", **_ROOT},
             "dong-yang-r2": {"kind": "r2", "form": "linear", **_ROOT},
         }
@@ -57,6 +59,7 @@ class GradientPenalty(nn.Module):
         norm: str = "l2",
         axes: str = "sample",
         norm_eps: float = 0.0,
+        noise: str | None = None,
         scale: float | None = None,
         per_element: bool = False,
         microbatch: int | None = None,
@@ -65,13 +68,13 @@ class GradientPenalty(nn.Module):
         super().__init__()
         check_choice("kind", kind, KINDS)
         penalty.make_measure(KINDS[kind], weight, form, target, norm, axes, norm_eps)
-        check_options(KINDS[kind], eps=None, per_element=per_element, scale=scale)
+        check_draw(KINDS[kind], Draw(per_element=per_element, noise=noise, scale=scale))
         if microbatch is not None:
             check_count("microbatch", microbatch)
         self.interval = check_count("interval", interval)
         self.kind, self.weight, self.form, self.target = kind, weight, form, target
         self.norm, self.axes, self.norm_eps = norm, axes, norm_eps
-        self.scale, self.per_element, self.microbatch = scale, per_element, microbatch
+        self.noise, self.scale, self.per_element, self.microbatch = noise, scale, per_element, microbatch
         self.calls = 0
 
     @classmethod
@@ -101,6 +104,7 @@ class GradientPenalty(nn.Module):
             real,
             fake,
             **self._options(),
+            noise=self.noise,
             scale=self.scale,
             eps=eps,
             per_element=self.per_element,

@@ -16,7 +16,7 @@ from gpkernels import double_backward, microbatches
 from gpkernels._checks import check_choice, check_count, check_floating, check_number, check_same, fail
 from gpkernels.double_backward import Entry, Recording
 from gpkernels.functional import check_norm_eps, grad_norm_penalty
-from gpkernels.kinds import KINDS, Kind, check_inputs, check_options
+from gpkernels.kinds import KINDS, Draw, Kind, check_draw, check_inputs
 from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
 from gpkernels.ops.grad_penalty.reference import AXES, NORMS
@@ -75,6 +75,7 @@ def gradient_penalty(
     norm: str = "l2",
     axes: str = "sample",
     norm_eps: float = 0.0,
+    noise: str | None = None,
     scale: float | None = None,
     eps: Tensor | None = None,
     per_element: bool = False,
@@ -96,7 +97,8 @@ def gradient_penalty(
         weight: a number >= 0.
         form, target, norm, axes, norm_eps: R, as in `grad_norm_penalty`. form=None takes the kind's usual one; for
             "r1" and "r2" that is the squared norm with the factor 1/2, which an explicit form does not get.
-        scale: kind "local" only: the noise's scale in standard deviations of `real`, 0.5 if None.
+        noise, scale: kind "local" only: "uniform" noise, U[-1, 1) times `scale` (0.5 if None) standard deviations of
+            `real`, which is the default; or "normal", N(0, 1) times `scale`, which then has to be given.
         eps: kind "coupled" only: interpolation weights of shape (B,); drawn if None.
         per_element: kind "coupled" only: draw a weight for each element, as some public code does, not one a sample.
         generator: the torch generator that keys the draw.
@@ -117,7 +119,8 @@ def gradient_penalty(
     """
     row = _kind(kind)
     measure = make_measure(row, weight, form, target, norm, axes, norm_eps)
-    check_options(row, eps=eps, per_element=per_element, scale=scale)
+    draw = Draw(eps, per_element, noise, scale, generator)
+    check_draw(row, draw)
     check_inputs(row, {"real": real, "fake": fake})
     for name, x in (("real", real), ("fake", fake)):
         if x is not None:
@@ -126,8 +129,8 @@ def gradient_penalty(
         check_same("fake", fake, "real", real)
     call = _Call(critic, critic_args, critic_kwargs, scaler)
     with _recording():
-        samples = (None if t is None else _detached(t) for t in (real, fake))
-        x = row.point(*samples, eps, per_element, scale, generator)
+        real, fake = (None if t is None else _detached(t) for t in (real, fake))
+        x = row.point(real, fake, draw)
         value = _penalty(call, x, measure, microbatch, create_graph=call.create_graph)
     return value if call.create_graph else value.detach()
 

@@ -94,6 +94,7 @@ def drawn(per_element, seed=5):
 PRESETS = {
     "dong-yang-coupled": ("coupled", "two_sided"),
     "dong-yang-coupled-one-sided": ("coupled", "maximum"),
+    "dong-yang-local": ("local", "two_sided"),
     "dong-yang-r1": ("real", "linear"),
     "dong-yang-r2": ("fake", "linear"),
 }
@@ -102,15 +103,19 @@ PRESETS = {
 @pytest.mark.parametrize("microbatch", [None, 2])
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_of_dong_and_yang(name, microbatch):
-    """Weights between pairs drawn for each element, sqrt(1e-8 + sum g^2), R1 and R2 not squared and not halved."""
+    """Weights between pairs drawn for each element, or N(0, 1) around real ones, sqrt(1e-8 + sum g^2), R1 and R2 not
+    squared and not halved."""
     critic, real, fake = critics.conv(), critics.images(), critics.images()
     where, form = PRESETS[name]
     weights = drawn(per_element=True)
-    x = {"coupled": weights * real + (1 - weights) * fake, "real": real, "fake": fake}[where]
+    noise = gp.perturb(torch.zeros_like(real), scale=1.0, generator=torch.Generator().manual_seed(5))
+    x = {"coupled": weights * real + (1 - weights) * fake, "local": real + 0.01 * noise, "real": real, "fake": fake}[
+        where
+    ]
     penalty = gp.GradientPenalty.from_preset(name, target=0.4, microbatch=microbatch)
     got = penalty(critic, real, fake, generator=torch.Generator().manual_seed(5))
     critics.assert_same_gradients(got, 10 * by_hand(critic, x, form, 0.4), critic)
-    if where != "coupled":
+    if where in ("real", "fake"):
         scores, shared = penalty.score_and_penalty(critic, x)
         critics.assert_same_gradients(scores.sum() + shared, critic(x).sum() + got, critic)
 
@@ -137,6 +142,18 @@ def test_the_norm_by_pixel_of_copies_of_wgan_gp():
     critics.assert_same_gradients(got, 10 * oracles.gradient_penalty(critic, x, "two_sided", axes="pixel"), critic)
 
 
+def test_normal_noise_has_a_size_of_its_own():
+    """Uniform noise grows with the images, normal noise does not."""
+    seen = []
+    critic = lambda x: seen.append(x.detach()) or x.flatten(1).sum(1)  # noqa: E731
+    for scale in (1.0, 100.0):
+        real = scale * torch.randn(2000, 3)
+        gp.gradient_penalty(critic, real, kind="local", noise="normal", scale=0.2)
+        noise = seen.pop() - real
+        assert noise.std().item() == pytest.approx(0.2, rel=0.05)
+        assert noise.abs().max() > 0.6
+
+
 X = torch.randn(3, 2, 4)
 
 
@@ -153,6 +170,9 @@ X = torch.randn(3, 2, 4)
             "norm_eps: wanted 0 for norm 'linf'",
         ),
         (lambda: gp.GradientPenalty("r1", per_element=True), ValueError, "per_element: wanted False for kind 'r1'"),
+        (lambda: gp.GradientPenalty("r1", noise="normal"), ValueError, "noise: wanted None for kind 'r1'"),
+        (lambda: gp.GradientPenalty("local", noise="normal"), ValueError, "scale: wanted a number for noise 'normal'"),
+        (lambda: gp.GradientPenalty("local", noise="cauchy"), ValueError, "noise: wanted one of 'normal', 'uniform'"),
         (
             lambda: gp.gradient_penalty(lambda x: x.sum((1, 2)), X, kind="local", per_element=True),
             ValueError,

@@ -353,6 +353,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
             {"penalty_norm_eps": 1e-8, "penalty_norm": "l1"},
             "--penalty-norm-eps: wanted --penalty-norm l2, which has a root, got l1",
         ),
+        (
+            {"penalty_noise": "normal", "penalty": "local"},
+            "--penalty-scale: wanted a number for --penalty-noise normal",
+        ),
+        ({"penalty_noise": "normal"}, "--penalty-noise: wanted --penalty local, which draws noise, got ls_gan_pg"),
         ({"penalty_scale": 0.1}, "--penalty-scale: wanted --penalty local, which draws noise, got ls_gan_pg"),
         ({"slope": 0.5}, "--slope: wanted 0 for loss 'ls-gan'"),
         ({"slope": 2.0, "loss": "gls-gan"}, "--slope: wanted a number <= 1, got 2"),

@@ -15,6 +15,7 @@ from gpkernels.losses.sensitive import FAMILY
 from gpkernels.losses.table import LOSSES as FRAMEWORK
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
 from gpkernels.ops.grad_penalty.reference import AXES, NORMS
+from gpkernels.ops.perturb.reference import NOISES
 
 GENERATORS = ("dcgan", "resnet", "resnet-wgan-gp")
 CRITICS = ("dcgan", "cost-model", "resnet", "resnet-wgan-gp")
@@ -81,8 +82,13 @@ class TrainConfig:
     penalty_per_element: bool = _setting(
         False, "coupled: weigh real against fake anew for each element, as some public code does, not for each image"
     )
+    penalty_noise: str | None = _setting(
+        None,
+        "local: uniform, U(-1, 1) times standard deviations of the images, or normal, N(0, 1) (default: uniform)",
+        choices=NOISES,
+    )
     penalty_scale: float | None = _setting(
-        None, "local: size of the noise, in standard deviations of the images (default: 0.5)", minimum=0
+        None, "local: size of the noise (default: 0.5 for uniform noise; to be given for normal)", minimum=0
     )
     penalty_interval: int = _setting(1, "lazy regularisation: penalise every this many steps", minimum=1)
 
@@ -157,8 +163,11 @@ class TrainConfig:
         self._check_loss()
         if self.penalty_interval > 1 and self.optimizer != "adam":
             raise UserError(f"--penalty-interval: wanted 1 for optimizer {self.optimizer}, got {self.penalty_interval}")
-        if self.penalty_scale is not None and self.penalty != "local":
-            raise UserError(f"--penalty-scale: wanted --penalty local, which draws noise, got {self.penalty}")
+        for name in ("penalty_noise", "penalty_scale"):
+            if getattr(self, name) is not None and self.penalty != "local":
+                raise UserError(f"{flag(name)}: wanted --penalty local, which draws noise, got {self.penalty}")
+        if self.penalty_noise == "normal" and self.penalty_scale is None:
+            raise UserError("--penalty-scale: wanted a number for --penalty-noise normal, got none")
         if self.penalty_per_element and self.penalty != "coupled":
             raise UserError(f"--penalty-per-element: wanted --penalty coupled, which weighs pairs, got {self.penalty}")
         if self.penalty_norm_eps and self.penalty_norm != "l2":

@@ -99,6 +99,7 @@ class Penalties:
                 norm=config.penalty_norm,
                 axes=config.penalty_axes or PENALTY_AXES.get(kind, "sample"),
                 norm_eps=config.penalty_norm_eps,
+                noise=config.penalty_noise,
                 scale=config.penalty_scale,
                 per_element=config.penalty_per_element,
                 interval=config.penalty_interval,
