@@ -5,7 +5,7 @@ import torch
 from threads import one_thread  # noqa: F401
 
 import gpkernels as gp
-from gpkernels.training import TrainConfig, Trainer, data, from_preset, models
+from gpkernels.training import Learner, TrainConfig, Trainer, data, from_preset, models
 from gpkernels.training.objective import Batch, Penalties, make_objective
 from gpkernels.training.optimizers import clip_weights
 
@@ -80,3 +80,20 @@ def test_a_penalty_as_published_code_has_it():
     x = (eps * real + (1 - eps) * fake).flatten(1)
     n = (0.5 + (3 * x**2 * slope).square().sum(1)).sqrt()
     assert penalty.item() == pytest.approx(2 * (n - 1).square().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["ls-gan", "relativistic-average"])
+@pytest.mark.parametrize("penalty", ["none", "coupled", "r1", "r1+r2"])
+def test_the_critic_keeps_the_statistics_of_real_images(penalty, loss):
+    """It is in eval mode on real images that they are used: to guess labels and measure their error."""
+    config = TrainConfig(ngf=2, ndf=2, nz=4, batch_size=4, critic="cost-model", penalty=penalty, loss=loss)
+    images = data.load(config)
+    run, twin = Learner(config, images), Learner(config, images)
+    twin.critic(images.batch(config, 0, torch.Generator().manual_seed(1)))  # the draws of step 0
+    run.train_step()
+    kept, wanted = (dict(net.named_buffers()) for net in (run.critic, twin.critic))
+    assert any(name.endswith("running_var") for name in kept)
+    for name in kept:
+        if "running" in name:
+            torch.testing.assert_close(kept[name], wanted[name], rtol=1e-5, atol=1e-7)
+    assert all(layer.momentum == 0.1 for layer in run.critic.modules() if hasattr(layer, "momentum"))

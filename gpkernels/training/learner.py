@@ -14,6 +14,7 @@ from gpkernels.losses import presume_labels
 from gpkernels.training import checkpoint, models
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
+from gpkernels.training.models.norms import still_statistics
 from gpkernels.training.objective import Batch, Penalties, make_objective
 from gpkernels.training.optimizers import clip_weights, make_optimizer
 
@@ -89,8 +90,9 @@ class Learner:
 
     def _update_generator(self, batch: Batch, fake: Tensor) -> Tensor:
         self.critic.requires_grad_(False)
-        score_real = self.critic(batch.real, *batch.y) if self.objective.needs_real else None
-        loss = self.objective.generator(self.critic(fake, *batch.y), score_real)
+        with still_statistics(self.critic):
+            score_real = self.critic(batch.real, *batch.y) if self.objective.needs_real else None
+            loss = self.objective.generator(self.critic(fake, *batch.y), score_real)
         self._update("generator", loss)
         self.critic.requires_grad_(True)
         return loss.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from gpkernels.losses.framework import Loss
 from gpkernels.losses.sensitive import FAMILY, LossSensitive
 from gpkernels.losses.table import loss as table_loss
 from gpkernels.training.config import TrainConfig
+from gpkernels.training.models.norms import still_statistics
 
 
 class Batch(NamedTuple):
@@ -119,7 +121,8 @@ class Penalties:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The critic's scores of real and fake images, and the sum of the penalties.
 
-        A penalty at the images themselves shares their forward.
+        A penalty at the images themselves shares their forward. Running statistics of the critic are those of real
+        images, since it is they that it sees in eval mode.
         """
         images, scores = {"real": batch.real, "fake": fake}, {}
         total = torch.zeros((), device=batch.real.device)
@@ -127,11 +130,18 @@ class Penalties:
             kind = KINDS[penalty.kind]
             if kind.at_samples:
                 (side,) = kind.inputs
-                scores[side], value = penalty.score_and_penalty(critic, images[side], critic_args=batch.y)
+                with _statistics_of(side, critic):
+                    scores[side], value = penalty.score_and_penalty(critic, images[side], critic_args=batch.y)
             else:
-                value = penalty(critic, batch.real, fake, generator=draws, critic_args=batch.y)
+                with still_statistics(critic):
+                    value = penalty(critic, batch.real, fake, generator=draws, critic_args=batch.y)
             total = total + value
         for side in ("real", "fake"):
             if side not in scores:
-                scores[side] = critic(images[side], *batch.y)
+                with _statistics_of(side, critic):
+                    scores[side] = critic(images[side], *batch.y)
         return scores["real"], scores["fake"], total
+
+
+def _statistics_of(side: str, critic: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if side == "real" else still_statistics(critic)
