@@ -365,6 +365,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ({"image_size": 48}, "--image-size: wanted 32, 64 or 128, got 48"),
         ({"batch_size": 1}, "--batch-size: wanted at least 2, got 1"),
         ({"lr": float("nan")}, "--lr: wanted at least 0, got nan"),
+        ({"unlabelled_confidence": 1.5}, "--unlabelled-confidence: wanted at most 1, got 1.5"),
         ({"beta1": 1.0}, "--beta1: wanted a number below 1, got 1"),
         ({"seed": 2**31}, "--seed: wanted a number below 2"),
     ],

@@ -232,9 +232,12 @@ def test_a_conditional_critic_step_is_the_formula(garments, tmp_path, condition)
         torch.testing.assert_close(moment, 0.5 * grad, rtol=1e-4, atol=1e-6)
 
 
-def test_unknown_labels_are_the_critics_own(garments, tmp_path):
-    """With one known label a class, the step takes the critic's prediction for the other images."""
-    run = trainer(garments, tmp_path, condition="classes", labels=10, batch_size=40, unlabelled_weight=0.25)
+@pytest.mark.parametrize("confidence", [0.0, 0.5])
+def test_unknown_labels_are_the_critics_own(garments, tmp_path, confidence):
+    """With one known label a class, the step takes the critic's prediction for the other images where it is sure."""
+    settings = {"condition": "classes", "labels": 10, "batch_size": 40, "unlabelled_weight": 0.25}
+    run = trainer(garments, tmp_path, unlabelled_confidence=confidence, **settings)
+    run.critic.head.weight.data *= 3e4  # untrained, it is sure of nothing
     real = garments.batch(run.config, 0, torch.Generator().manual_seed(1))
     labels, known = garments.batch_labels(run.config, 0)
     batch = run._batch(0, torch.Generator().manual_seed(1))
@@ -242,7 +245,10 @@ def test_unknown_labels_are_the_critics_own(garments, tmp_path):
     assert torch.equal(batch.real, real)
     assert torch.equal(y[known], labels[known])
     assert torch.equal(y[~known], run.critic.logits(real)[~known].argmax(1))
-    assert torch.equal(batch.weights, torch.where(known, 1.0, 0.25))
+    sure = run.critic.logits(real).softmax(1).amax(1) >= confidence
+    assert torch.equal(batch.weights, torch.where(known, 1.0, 0.25 * sure))
+    assert sure.any()
+    assert sure.all() == (confidence == 0)
     assert known.tolist() == [True, False] * 20
 
 

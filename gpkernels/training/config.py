@@ -45,7 +45,8 @@ class TrainConfig:
     label_attribute: str | None = _setting(None, "celeba: the attribute that is the label, such as Smiling")
     labels: int | None = _setting(
         None,
-        "condition classes: train with the labels of this many images, equally many of each class (default: all)",
+        "condition classes: train with the labels of this many images, equally many of each class, which make half of "
+        "each batch (default: all)",
         minimum=1,
     )
     crop: str = _setting("178", "celeba: side of the crop before resizing, in pixels", choices=CROPS)
@@ -63,6 +64,9 @@ class TrainConfig:
     gamma: float = _setting(0.0, "ls-gan and its like: weight of the real samples' own loss E L(x)", minimum=0)
     unlabelled_weight: float = _setting(
         1.0, "cls-gan with --labels: weight of a pair whose label is the critic's own guess", minimum=0
+    )
+    unlabelled_confidence: float = _setting(
+        0.95, "cls-gan with --labels: the least probability of a guess that counts; 0 to 1", minimum=0
     )
     penalty: str = _setting("ls_gan_pg", "kind of gradient penalty", choices=PENALTY_KINDS)
     penalty_weight: float = _setting(10.0, "weight of the gradient penalty", minimum=0)
@@ -158,6 +162,8 @@ class TrainConfig:
             raise UserError(f"--labels: wanted --condition classes, which can do without labels, got {self.condition}")
         if self.label_attribute is not None and not self.data.startswith("celeba:"):
             raise UserError(f"--label-attribute: wanted --data celeba:PATH, got {self.data}")
+        if self.unlabelled_confidence > 1:
+            raise UserError(f"--unlabelled-confidence: wanted at most 1, got {self.unlabelled_confidence:g}")
         if self.seed >= 2**31:
             raise UserError(f"--seed: wanted a number below 2**31, got {self.seed}")
         self._check_loss()

@@ -127,7 +127,13 @@ class Learner:
         y, known = (t.to(self.device) for t in self.images.batch_labels(config, number))
         if config.labels is None:
             return Batch(real, (y,))
-        y, weights = presume_labels(self.critic.guess(real), y, known, weight=config.unlabelled_weight)
+        y, weights = presume_labels(
+            self.critic.guess(real),
+            y,
+            known,
+            weight=config.unlabelled_weight,
+            confidence=config.unlabelled_confidence,
+        )
         return Batch(real, (y,), weights)
 
     def _to_device(self, images: Tensor) -> Tensor:
