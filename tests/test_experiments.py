@@ -316,3 +316,33 @@ def test_grid_is_every_kind_form_and_loss(module):
 def test_workers_share_the_work(module):
     experiments = module("experiments")
     assert sorted(experiments.outcomes(abs, [-3, 2, -1], 2)) == [1, 2, 3]
+
+
+def test_presets_before_and_after(module, tmp_path, counted_steps, monkeypatch, capsys):
+    """A row each, kept from run to run; what diverges is recorded, and other settings are another folder."""
+    presets, root = module("presets"), trees.fashion(tmp_path / "clothes", 128, 120)
+    step = Learner.train_step
+
+    def diverging(self):
+        terms = step(self)
+        return {**terms, "gap": terms["gap"] * math.nan} if self.config.preset == "gan" else terms
+
+    monkeypatch.setattr(Learner, "train_step", diverging)
+    options = ["--data", f"fashion-mnist:{root}", "--width", "2", "--samples", "100", "--metrics", "swd"]
+    options += ["--jobs", "1", "--device", "cpu", "--runs", str(tmp_path / "runs"), "--presets", "cls-gan,gan,wgan"]
+    presets.main([*options, "--out", str(tmp_path / "results.csv")])
+    rows = {row["preset"]: row for row in table(tmp_path / "results.csv")}
+    assert list(rows) == ["cls-gan", "gan", "wgan"]
+    assert [row["status"] for row in rows.values()] == ["trained", "diverged: gap is nan at step 1", "trained"]
+    assert [row["steps"] for row in rows.values()] == ["2", "1", "1"]  # batches of 64, of which wgan takes 5 a step
+    assert 0 < float(rows["cls-gan"]["classification_error"]) <= 1
+    assert rows["wgan"]["classification_error"] == rows["gan"]["swd_after"] == ""
+    assert float(rows["wgan"]["swd_after"]) > 0
+    assert rows["wgan"]["measured_on"] == "held-out"
+    before = f"{float(rows['wgan']['swd_before']):.3f}, {float(rows['wgan']['swd_after']):.3f}"
+    assert f"| wgan | 1 | {before} |" in capsys.readouterr().out
+    counted_steps["steps"] = 0
+    presets.main(options)
+    assert counted_steps["steps"] == 0
+    presets.main([*options[:-1], "wgan", "--seed", "1"])
+    assert counted_steps["steps"] == 1
