@@ -91,7 +91,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "cls-gan as a classifier with 400 labels: half of each batch has labels, the others are guessed where the "
             "critic is sure; its generator learns more slowly",
             "Qi 2020 (IJCV) [memory]; gamma, and that only sure guesses count, are this project's",
-            {**_CLS_GAN, "labels": 400, "gamma": 10.0, "unlabelled_weight": 1.0},
+            {**_CLS_GAN, "labels": 400, "gamma": 10.0},
         ),
         "gan": Preset(
             "the first GAN, minimax: the generator's loss saturates",
