@@ -7,11 +7,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 import trees
 from PIL import Image
 from threads import one_thread  # noqa: F401
 
-from gpkernels.training import Learner, from_preset
+from gpkernels.training import Learner, data, from_preset
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--data", "lfw-mini", "--metrics", "swd", "--seeds", "2", "--epochs", "2", "--width", "2", "--batch", "64"]
@@ -346,3 +347,28 @@ def test_presets_before_and_after(module, tmp_path, counted_steps, monkeypatch, 
     assert counted_steps["steps"] == 0
     presets.main([*options[:-1], "wgan", "--seed", "1"])
     assert counted_steps["steps"] == 1
+
+
+def test_labels_alone_and_with_the_others(module, tmp_path, capsys):
+    """Both begin alike and see the same labels; alone is cross-entropy on them, by hand."""
+    labels, root = module("labels"), trees.fashion(tmp_path / "clothes", 60, 40)
+    options = ["--data", f"fashion-mnist:{root}", "--labels", "20", "--steps", "3", "--seeds", "2", "--width", "2"]
+    labels.main([*options, "--batch", "8", "--jobs", "1", "--out", str(tmp_path / "results.csv")])
+    rows = table(tmp_path / "results.csv")
+    assert [(row["model"], row["seed"], row["step"]) for row in rows] == [
+        (model, seed, step) for seed in "01" for model in ("labels alone", "cls-gan-semi") for step in "123"
+    ]
+    last = [float(row["classification_error"]) for row in rows if row["step"] == "3" and row["model"] == "labels alone"]
+    assert f"labels alone   {sum(last) / 2:.4f}, from {min(last):.4f} to" in capsys.readouterr().out
+
+    config = from_preset("cls-gan-semi", {"data": f"fashion-mnist:{root}", "labels": 20, "batch_size": 8, "ndf": 2})
+    images = data.load(config)
+    run, twin = Learner(config, images), Learner(config, images)
+    labels.supervised_step(run)
+    real = images.batch(config, 0, torch.Generator())
+    y = images.batch_labels(config, 0)[0]
+    chosen = twin.critic(real[::2], y[::2]).mean()  # even places have a label, and L(x, y) is the cross-entropy
+    gradients = torch.autograd.grad(chosen, list(twin.critic.parameters()))
+    for parameter, gradient in zip(run.critic.parameters(), gradients, strict=True):
+        moment = run.optimizers["critic"].state[parameter]["exp_avg"]
+        torch.testing.assert_close(moment, 0.5 * gradient, rtol=1e-4, atol=1e-7)
