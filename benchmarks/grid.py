@@ -57,8 +57,7 @@ class Penalty(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """The kind's usual form is left to the kind, which gives it its factor."""
         usual = not self.form or self.form == usual_form(self.kind)
-        axes = "pixel" if self.kind == "ls_gan_pg" else "sample"
-        return {"penalty": self.kind, "penalty_form": None if usual else self.form, "penalty_axes": axes}
+        return {"penalty": self.kind, "penalty_form": None if usual else self.form}
 
 
 def usual_form(kind: str) -> str:

@@ -345,6 +345,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
             "--loss: wanted ls-gan, gls-gan, cls-gan for condition classes, got",
         ),
         ({"penalty_interval": 4, "optimizer": "rmsprop"}, "--penalty-interval: wanted 1 for optimizer rmsprop, got 4"),
+        (
+            {"penalty_per_element": True, "penalty": "r1"},
+            "--penalty-per-element: wanted --penalty coupled, which weighs pairs, got r1",
+        ),
+        (
+            {"penalty_norm_eps": 1e-8, "penalty_norm": "l1"},
+            "--penalty-norm-eps: wanted --penalty-norm l2, which has a root, got l1",
+        ),
+        (
+            {"penalty_noise": "normal", "penalty": "local"},
+            "--penalty-scale: wanted a number for --penalty-noise normal",
+        ),
+        ({"penalty_noise": "normal"}, "--penalty-noise: wanted --penalty local, which draws noise, got ls_gan_pg"),
         ({"penalty_scale": 0.1}, "--penalty-scale: wanted --penalty local, which draws noise, got ls_gan_pg"),
         ({"slope": 0.5}, "--slope: wanted 0 for loss 'ls-gan'"),
         ({"slope": 2.0, "loss": "gls-gan"}, "--slope: wanted a number <= 1, got 2"),
@@ -352,6 +365,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ({"image_size": 48}, "--image-size: wanted 32, 64 or 128, got 48"),
         ({"batch_size": 1}, "--batch-size: wanted at least 2, got 1"),
         ({"lr": float("nan")}, "--lr: wanted at least 0, got nan"),
+        ({"unlabelled_confidence": 1.5}, "--unlabelled-confidence: wanted at most 1, got 1.5"),
         ({"beta1": 1.0}, "--beta1: wanted a number below 1, got 1"),
         ({"seed": 2**31}, "--seed: wanted a number below 2"),
     ],

@@ -97,7 +97,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             flush=True,
         )
         results = evaluator(
-            _sampler(generator, config, labels, options.seed, device), generator=generator, nz=config.nz
+            _sampler(generator, config, labels, options.seed, device), generator=generator, nz=config.nz, z=config.z
         )
     except ValueError as error:
         raise UserError(f"evaluate: {error}") from None

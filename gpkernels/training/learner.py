@@ -15,6 +15,7 @@ from gpkernels.losses import presume_labels
 from gpkernels.training import checkpoint, models
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
+from gpkernels.training.models.norms import still_statistics
 from gpkernels.training.objective import Batch, Penalties, make_objective
 from gpkernels.training.optimizers import clip_weights, make_optimizer
 
@@ -88,12 +89,14 @@ class Learner:
         self._update("critic", loss)
         if self.config.clip is not None:
             clip_weights(self.critic.parameters(), self.config.clip)
-        return {"critic_loss": loss.detach(), **found.terms, "penalty": penalty.detach()}
+        terms = {"critic_loss": loss.detach(), **found.terms}
+        return {**terms, "penalty": penalty.detach()} if self.penalties.each else terms
 
     def _update_generator(self, batch: Batch, fake: Tensor) -> Tensor:
         self.critic.requires_grad_(False)
-        score_real = self.critic(batch.real, *batch.y) if self.objective.needs_real else None
-        loss = self.objective.generator(self.critic(fake, *batch.y), score_real)
+        with still_statistics(self.critic):
+            score_real = self.critic(batch.real, *batch.y) if self.objective.needs_real else None
+            loss = self.objective.generator(self.critic(fake, *batch.y), score_real)
         self._update("generator", loss)
         self.critic.requires_grad_(True)
         return loss.detach()
@@ -130,7 +133,13 @@ class Learner:
         y, known = (t.to(self.device) for t in self.images.batch_labels(config, number))
         if config.labels is None:
             return Batch(real, (y,))
-        y, weights = presume_labels(self.critic.guess(real), y, known, weight=config.unlabelled_weight)
+        y, weights = presume_labels(
+            self.critic.guess(real),
+            y,
+            known,
+            weight=config.unlabelled_weight,
+            confidence=config.unlabelled_confidence,
+        )
         return Batch(real, (y,), weights)
 
     def _to_device(self, images: Tensor) -> Tensor:

@@ -30,6 +30,29 @@ class Shard:
 WHOLE = Shard()
 
 
+class Stream:
+    """Pass after pass over `members`, without end, each shuffled by (seed, pass): `stream[places]`."""
+
+    def __init__(self, members: np.ndarray, seed: int) -> None:
+        self.members, self.seed = members, seed
+        self._passes: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        passes, indices = np.divmod(places, len(self.members))
+        found = np.empty_like(self.members, shape=places.shape)
+        for number in np.unique(passes):
+            found[passes == number] = self._pass(int(number))[indices[passes == number]]
+        return found
+
+    def _pass(self, number: int) -> np.ndarray:
+        if number not in self._passes:
+            if len(self._passes) > 1:
+                del self._passes[min(self._passes)]
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            self._passes[number] = self.members[torch.randperm(len(self.members), generator=generator).numpy()]
+        return self._passes[number]
+
+
 @dataclass
 class ImageSet:
     """Images of shape (N, channels, size, size), uint8, their labels where there are some, and what to say of them."""
@@ -43,9 +66,9 @@ class ImageSet:
     labels: np.ndarray | None = None  # (N,), int64
     class_names: tuple[str, ...] = ()
     load_held_out: Callable[[], ImageSet | None] = lambda: None
-    _resident: Tensor | None = field(default=None, repr=False)  # the images, on a GPU
-    _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
-    _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+    _resident: Tensor | None = field(default=None, init=False, repr=False)  # the images, on a GPU
+    _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    _streams: dict[tuple[int, int | None], list[Stream]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_arrays(
@@ -182,21 +205,22 @@ class ImageSet:
     def _chosen(self, config: TrainConfig, step: int) -> np.ndarray:
         """Numbers of the images of a step: the step-th batch of an endless stream of shuffled passes.
 
-        Batches may lie across two passes, so each pass has every image once, whatever the batch size.
+        Batches may lie across two passes, so each pass has every image once, whatever the batch size. Where labels are
+        known in part, two streams take turns, of the images with a label and of those without: every batch, and every
+        part of one, is half of either.
         """
+        key = config.seed, config.labels
+        if key not in self._streams:
+            known = np.ones(len(self.images), bool) if config.labels is None else self.known(config)
+            parts = (np.flatnonzero(known), np.flatnonzero(~known))
+            self._streams[key] = [Stream(members, config.seed) for members in parts if len(members)]
+        streams = self._streams[key]
         places = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
-        passes, indices = np.divmod(places, len(self.images))
-        return np.concatenate([self._order(config.seed, int(n))[indices[passes == n]] for n in np.unique(passes)])
-
-    def _order(self, seed: int, number: int) -> np.ndarray:
-        """Image numbers of a pass, shuffled."""
-        key = seed, number
-        if key not in self._orders:
-            if len(self._orders) > 1:
-                del self._orders[min(self._orders)]
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            self._orders[key] = torch.randperm(len(self.images), generator=generator).numpy()
-        return self._orders[key]
+        rounds, turns = np.divmod(places, len(streams))
+        chosen = np.empty_like(places)
+        for turn, stream in enumerate(streams):
+            chosen[turns == turn] = stream[rounds[turns == turn]]
+        return chosen
 
 
 def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
