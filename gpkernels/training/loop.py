@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpkernels.errors import UserError
 from gpkernels.training import checkpoint
@@ -35,13 +35,16 @@ class Trainer(Learner):
     def __init__(
         self,
         config: TrainConfig,
-        images: ImageSet,
+        images: ImageSet | Any,
         out: Path,
         *,
+        generator: nn.Module | None = None,
+        critic: nn.Module | None = None,
+        objective: Any = None,
         callbacks: Sequence[Callback] = (),
         resume: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(config, images)
+        super().__init__(config, images, generator=generator, critic=critic, objective=objective)
         self.out = out
         self.callbacks = (ClassificationError(), Samples(), Curves(), *callbacks)
         self._stopping = False
@@ -60,11 +63,12 @@ class Trainer(Learner):
         try:
             self._tell("on_start")
             self._train()
+            self.save()
+            finished = self.step >= self.total_steps
+            self._tell("on_end", finished)
         finally:
             self._log.close()
-        self.save()
-        finished = self.step >= self.total_steps
-        self._tell("on_end", finished)
+            self._tell("on_close")
         return finished
 
     def _train(self) -> None:
@@ -103,7 +107,8 @@ class Trainer(Learner):
     def _record(self, terms: dict[str, Tensor]) -> dict[str, Any]:
         record: dict[str, Any] = {"step": self.step, "epoch": self.epochs_after(self.step - 1) + 1}
         record |= {name: value.item() for name, value in terms.items()}
-        record["grad_norm"] = self.mean_grad_norm()
+        norms = self.grad_norms()
+        record |= {"grad_norm": norms.mean().item(), "grad_norm_max": norms.max().item(), **self.weight_gradients()}
         bad = [name for name, value in record.items() if not math.isfinite(value)]
         if bad:
             raise UserError(

@@ -14,18 +14,23 @@ from gpkernels.training.checkpoint import write_atomically
 
 
 def save_grid(path: Path, images: Tensor, columns: int | None = None) -> None:
-    """Images of shape (N, C, H, W) in [-1, 1], C 1 or 3, as a PNG grid, small images enlarged by whole pixels."""
+    """The grid of `images` as a PNG."""
+    picture = grid(images, columns)
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+
+
+def grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """Images of shape (N, C, H, W) in [-1, 1], C 1 or 3, row by row, small images enlarged by whole pixels."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     scale = max(1, 96 // height)
     pixels = ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    grid = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
-    grid[:count] = pixels
-    grid = grid.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
-    array = grid.reshape(rows * height, columns * width, channels).squeeze(-1).numpy()
-    picture = Image.fromarray(array).resize((columns * width * scale, rows * height * scale), Image.Resampling.NEAREST)
-    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+    cells = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
+    cells[:count] = pixels
+    cells = cells.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    array = cells.reshape(rows * height, columns * width, channels).squeeze(-1).numpy()
+    return Image.fromarray(array).resize((columns * width * scale, rows * height * scale), Image.Resampling.NEAREST)
 
 
 def save_curves(path: Path, records: list[dict[str, Any]]) -> None:

@@ -6,5 +6,6 @@
 from gpkernels.training.callbacks.base import Callback
 from gpkernels.training.callbacks.pictures import Curves, Samples
 from gpkernels.training.callbacks.scores import ClassificationError
+from gpkernels.training.callbacks.trackers import Trackers
 
-__all__ = ["Callback", "ClassificationError", "Curves", "Samples"]
+__all__ = ["Callback", "ClassificationError", "Curves", "Samples", "Trackers"]

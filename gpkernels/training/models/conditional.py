@@ -187,6 +187,6 @@ def check_labels(y: Tensor | None, batch: int, classes: int) -> Any:
     return y
 
 
-def labels_in_turn(net: Generator | Critic, count: int, device: torch.device | None = None) -> Tensor | None:
-    """0, 1, ... of the net's classes over and over, (count,); None for a net without a condition."""
-    return torch.arange(count, device=device) % net.classes if net.classes else None
+def labels_in_turn(classes: int, count: int, device: torch.device | None = None) -> Tensor | None:
+    """0, 1, ... of so many classes over and over, (count,); None for 0."""
+    return torch.arange(count, device=device) % classes if classes else None
