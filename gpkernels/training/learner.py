@@ -150,8 +150,7 @@ class Learner:
 
         With a condition they go through the classes in turn.
         """
-        with torch.no_grad():
-            return self.ema(z.to(self.device), models.labels_in_turn(self.classes, len(z), self.device)).cpu()
+        return models.images_of(self.ema, z, models.labels_in_turn(self.classes, len(z)))
 
     def grad_norms(self) -> Tensor:
         """The l2 norm of the critic's gradient at each real image of the last step, (B,), in eval mode; changes nothing.

@@ -1,7 +1,7 @@
 """The trainer: a learner that keeps everything about its run in one folder.
 
 A run folder holds config.json, log.jsonl (a line every `log_every` steps), samples/epoch_NNNN.png (the averaged
-generator on the same latent vectors), curves.png and checkpoint.pt.
+generator on the same latent vectors), curves.png, sessions.json and checkpoint.pt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gpkernels.errors import UserError
 from gpkernels.training import checkpoint
-from gpkernels.training.callbacks import Callback, ClassificationError, Curves, Samples
+from gpkernels.training.callbacks import Callback, ClassificationError, Curves, Samples, Sessions
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
 from gpkernels.training.learner import Learner
@@ -46,7 +46,7 @@ class Trainer(Learner):
     ) -> None:
         super().__init__(config, images, generator=generator, critic=critic, objective=objective)
         self.out = out
-        self.callbacks = (ClassificationError(), Samples(), Curves(), *callbacks)
+        self.callbacks = (Sessions(), ClassificationError(), Samples(), Curves(), *callbacks)
         self._stopping = False
         if resume is not None:
             self.load_state_dict(resume)
