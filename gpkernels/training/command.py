@@ -20,8 +20,8 @@ GROUPS = {
 }
 """Titles of the flags in --help, by the field of TrainConfig each begins with."""
 
-_TRAIN = """Trains a GAN into a run folder: config.json, log.jsonl, samples, curves, checkpoint, report.html. A setting is
-taken from its flag, else from --config, else from the preset."""
+_TRAIN = """Trains a GAN into a run folder: config.json, log.jsonl, samples, curves, checkpoint, report.html.
+A setting is taken from its flag, else from --config, else from the preset."""
 _CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data"}
 
 
@@ -67,8 +67,10 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "comet_ml, dvclive, swanlab, trackio (default: tensorboard where it is installed; on resume, those before)",
     )
     shown.add_argument(
-        "--report", action=argparse.BooleanOptionalAction, default=True, help="write report.html at the end"
-        " (default: True)"
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write report.html at the end (default: True)",
     )
     kinds, group = setting_types(), shown
     for name, spec in settings().items():

@@ -47,7 +47,7 @@ class Learner:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         torch.manual_seed(config.seed)
         self.generator, self.critic = (
-            net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+            net.to(self.device, memory_format=self.memory_format)
             for net in plugins.nets(config, self.images, generator, critic)
         )
         self.ema = copy.deepcopy(self.generator).to(memory_format=torch.contiguous_format)
@@ -153,9 +153,9 @@ class Learner:
         return models.images_of(self.ema, z, models.labels_in_turn(self.classes, len(z)))
 
     def grad_norms(self) -> Tensor:
-        """The l2 norm of the critic's gradient at each real image of the last step, (B,), in eval mode; changes nothing.
+        """The l2 norm of the critic's gradient at each real image of the last step, (B,), in eval mode.
 
-        None is above the critic's Lipschitz constant, so the largest is a lower bound of it.
+        None is above the critic's Lipschitz constant, so the largest is a lower bound of it. Changes nothing.
         """
         number = (self.step - 1) * self.config.critic_steps
         batch = self._batch(number, self._draws(self.step - 1))
@@ -218,7 +218,7 @@ class Learner:
         for name in ("generator", "ema", "critic"):
             checkpoint.load_weights(getattr(self, name), state[name], name)
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))  # else `state` would train too
         self.penalties.load_state_dict(state["penalties"])
         torch.set_rng_state(state["rng"])
         self.step = state["step"]

@@ -13,12 +13,12 @@ _CLOSEST = 0.05
 
 
 class Nearest(NamedTuple):
-    """For each query the number of the nearest image, whether it is nearest mirrored, and how far it is.
+    """For each query, (Q,): the number of the nearest image, whether it is nearest mirrored, and how far it is.
 
     Distances are root mean squares over pixels and channels, in grey levels from 0 to 255.
     """
 
-    index: Tensor
+    number: Tensor
     mirrored: Tensor
     distance: Tensor
 

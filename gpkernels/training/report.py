@@ -110,7 +110,8 @@ def _way(config: TrainConfig) -> str:
 
 def _walks(config: TrainConfig, generator: nn.Module, classes: int) -> Image.Image:
     ends = models.draw_z(config, 2 * _WALKS, torch.Generator().manual_seed(config.seed + 1)).chunk(2)
-    z = between(*ends, torch.linspace(0, 1, _STOPS), spherical=config.z == "normal").flatten(0, 1)
+    at = torch.linspace(0, 1, _STOPS)
+    z = between(ends[0], ends[1], at, spherical=config.z == "normal").flatten(0, 1)
     y = torch.arange(_WALKS).repeat_interleave(_STOPS) % classes if classes else None
     return pictures.grid(models.images_of(generator, z, y), _STOPS)
 
@@ -165,9 +166,8 @@ def _memory(config: TrainConfig, samples: Tensor, images: ImageSet, device: torc
     if len(real):
         close, limit = suspicious(found.distance, real)
         yield page.paragraph(
-            f"{close} of {len(samples)} samples are nearer than {limit:.1f}, within which 5 % of the {what} have their "
-            f"nearest training image: {0.05 * len(samples):.0f} would be expected of samples that are to the training "
-            "images as those are."
+            f"{close} of {len(samples)} samples have a training image nearer than {limit:.1f}, as 5 % of the {what} "
+            f"have: {0.05 * len(samples):.0f} would be expected of samples as far from the training images as those."
         )
     for index in found.distance.argsort()[:_PAIRS].tolist():
         yield page.figure(pictures.png(_pair(samples[index], images, found, index)), f"{found.distance[index]:.1f}")
@@ -186,11 +186,11 @@ def _real_distances(config: TrainConfig, images: ImageSet, count: int, device: t
     if len(images.images) == 1:
         return "training images", torch.zeros(0)
     others = nearest(queries, images.images, mirrored=config.flip, leave_out=chosen, device=device)
-    return "training images, to another one", others.distance
+    return "training images (each to another)", others.distance
 
 
 def _pair(sample: Tensor, images: ImageSet, found: Nearest, index: int) -> Image.Image:
-    twin = torch.from_numpy(images.images[int(found.index[index])])
+    twin = torch.from_numpy(images.images[int(found.number[index])])
     twin = twin.flip(2) if found.mirrored[index] else twin
     return pictures.grid(torch.stack([sample.float(), twin.float() / 127.5 - 1]), 1)
 
@@ -225,8 +225,10 @@ def as_command(config: TrainConfig) -> str:
     usual = from_preset(config.preset, {}).to_dict()
     words = ["gpkernels", "train", "--preset", config.preset]
     for name, value in config.to_dict().items():
-        if value == usual[name] or value is None:
+        if value == usual[name]:
             continue
+        if value is None:  # which no flag says
+            return "gpkernels train --config config.json"
         words += [flag(name if value else f"no_{name}")] if isinstance(value, bool) else [flag(name), str(value)]
     return shlex.join(words)
 

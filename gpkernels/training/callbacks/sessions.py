@@ -34,7 +34,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 class Sessions(Callback):
     def on_start(self, trainer: Trainer) -> None:
         self._started = time.monotonic()
-        self._sessions = read(trainer.out) if trainer.step else []
+        self._sessions = read(trainer.out)
         self._sessions.append(
             {
                 "from_step": trainer.step,

@@ -112,7 +112,9 @@ def check(names: tuple[str, ...]) -> None:
         raise UserError("--tracker: wanted accelerate installed: pip install 'gpkernels[train]'") from None
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise UserError(f"--tracker: wanted none or some of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, got {name!r}")
+            raise UserError(
+                f"--tracker: wanted none or some of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, got {name!r}"
+            )
         if name in LoggerType.list() and name not in map(str, get_available_trackers()):
             raise UserError(f"--tracker: wanted {name} installed (pip install {name.replace('_', '-')}), got none")
 
@@ -139,8 +141,7 @@ class Trackers(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         file = trainer.out / NAME
-        # a run that starts anew in the folder of one that never came to a checkpoint is another run
-        before = json.loads(file.read_text()) if trainer.step and file.is_file() else {}
+        before = json.loads(file.read_text()) if file.is_file() else {}
         for name in self.names:
             known = before.get(name, {})
             self._told[name] = known.get("step", 0)
