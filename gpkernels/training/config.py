@@ -41,7 +41,9 @@ class TrainConfig:
     image_size: int | None = _setting(
         None, "side of the square images: 32, 64 or 128 (default: 32 for lfw-mini and fashion-mnist, else 64)"
     )
-    label_attribute: str | None = _setting(None, "celeba: the attribute that is the label, such as Smiling")
+    label_attribute: str | None = _setting(
+        None, "celeba: the attribute that is the label, such as Smiling (default: no labels)"
+    )
     labels: int | None = _setting(
         None,
         "condition classes: train with the labels of this many images, equally many of each class (default: all)",
