@@ -438,7 +438,7 @@ def test_help_has_every_option_in_a_group_with_its_default(capsys):
         options
     )
     for name, (_, described) in options.items():
-        assert re.search(r"\(default: [^)]", described), name
+        assert re.search(r"[(; ]default: [^)]", described), name
     groups = {name: group for name, (group, _) in options.items()}
     assert (groups["--out"], groups["--data"], groups["--crop"]) == ("folders and files", "images", "images")
     assert (groups["--penalty"], groups["--ndf"]) == ("loss and penalty", "nets")
