@@ -112,7 +112,7 @@ class TrainConfig:
 
     batch_size: int = _setting(64, "images a step", minimum=2)
     epochs: int = _setting(25, "passes over the data (an epoch of lfw-mini is 32 passes)", minimum=1)
-    steps: int | None = _setting(None, "stop after this many steps instead of --epochs", minimum=1)
+    steps: int | None = _setting(None, "stop after this many steps (default: --epochs decides)", minimum=1)
     critic_steps: int = _setting(
         1, "updates of the critic for one of the generator, each on images of its own", minimum=1
     )

@@ -40,15 +40,16 @@ class Learner:
         critic: nn.Module | None = None,
         objective: Any = None,
     ) -> None:
-        self.config, self.images = config, plugins.image_set(images)
+        images = plugins.image_set(images)
+        self.config, self.images = config, images
         self.given = plugins.given(generator=generator, critic=critic, objective=objective)
-        self.classes = 0 if config.condition == "none" else self.images.classes
+        self.classes = 0 if config.condition == "none" else images.classes
         self.device = pick_device(config.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         torch.manual_seed(config.seed)
         self.generator, self.critic = (
             net.to(self.device, memory_format=self.memory_format)
-            for net in plugins.nets(config, self.images, generator, critic)
+            for net in plugins.nets(config, images, generator, critic)
         )
         self.ema = copy.deepcopy(self.generator).to(memory_format=torch.contiguous_format)
         self.ema.eval().requires_grad_(False)

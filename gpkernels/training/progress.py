@@ -18,19 +18,18 @@ if TYPE_CHECKING:
 _LINE_SECONDS = 10.0
 
 
-_SHOWN = (
-    ("D", "critic_loss", "+.4f"),
-    ("G", "generator_loss", "+.4f"),
-    ("gap", "gap", "+.4f"),
-    ("|grad|", "grad_norm", ".4f"),
-    ("", "images_per_second", ".0f"),
-)
+_SHOWN = {
+    "critic_loss": "D {:+.4f}",
+    "generator_loss": "G {:+.4f}",
+    "gap": "gap {:+.4f}",
+    "grad_norm": "|grad| {:.4f}",
+    "images_per_second": "{:.0f} img/s",
+    "input_share": "{:.0%} waiting",
+}
 
 
 def _summary(record: Mapping[str, Any]) -> str:
-    """What a line of the log has of _SHOWN."""
-    parts = [f"{title} {record[name]:{form}}".strip() for title, name, form in _SHOWN if name in record]
-    return "  ".join(parts) + " img/s"
+    return "  ".join(text.format(record[name]) for name, text in _SHOWN.items() if name in record)
 
 
 class Reporter:
