@@ -215,7 +215,9 @@ class Fake(tracking.GeneralTracker):
 @pytest.fixture
 def fake(monkeypatch):
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "fake", Fake)
-    service = trackers.Service(lambda session: {"run": session.identity}, identity=lambda tracker: "run 1")
+    service = trackers.Service(
+        lambda session: {"run": session.identity}, lambda tracker: "run 1", picture=lambda image: ([image], {})
+    )
     monkeypatch.setattr(trackers, "SERVICES", {**trackers.SERVICES, "fake": service})
     for name in ("told", "runs"):
         monkeypatch.setattr(Fake, name, [])

@@ -7,9 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich import progress as bars
-from rich.console import Console
-
 from gpkernels.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -36,6 +33,9 @@ class Reporter:
     """`with Reporter(total) as report: report.update(done, text); report.say(text)`."""
 
     def __init__(self, total: int, done: int = 0, what: str = "training") -> None:
+        from rich import progress as bars
+        from rich.console import Console
+
         self.total = total
         self.console = Console(highlight=False, soft_wrap=True)
         self.live = sys.stdout.isatty()

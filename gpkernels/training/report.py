@@ -81,9 +81,10 @@ def write(folder: Path, config: TrainConfig, step: int, generator: nn.Module, im
 
 def _summary(config: TrainConfig, step: int, images: ImageSet) -> str:
     seen = step * config.batch_size * config.critic_steps
+    colour = "grey" if images.channels == 1 else "in colour"
     text = (
         f"After {step} steps of the generator on {len(images.images)} images of {images.size}x{images.size} pixels, "
-        f"{images.channels} channels: {seen} images seen, {seen / len(images.images):.1f} passes. "
+        f"{colour}: {seen} images seen, {seen / len(images.images):.1f} passes. "
     )
     return text + images.note
 

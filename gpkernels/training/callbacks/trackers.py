@@ -44,11 +44,15 @@ class Service(NamedTuple):
     """Arguments of its class in Accelerate, beside the project and the folder."""
     identity: Callable[[Any], str | None] = lambda tracker: None
     """Of a started tracker: what `options` needs to go on with its run."""
-    picture: Callable[[Image.Image], tuple[Any, dict[str, Any]]] = lambda image: ([image], {})
-    """A picture as its `log_images` takes it, and further arguments."""
+    picture: Callable[[Image.Image], tuple[Any, dict[str, Any]]] | None = None
+    """A picture as its `log_images` takes it, and further arguments; None for a tracker that is shown none."""
     project: str = PROJECT
     forgets: bool = False
     """Whether it drops by itself, when a run is resumed, the steps after the checkpoint."""
+
+
+def _listed(image: Image.Image) -> tuple[Any, dict[str, Any]]:
+    return [image], {}
 
 
 def _nhwc(image: Image.Image) -> tuple[Any, dict[str, Any]]:
@@ -69,6 +73,7 @@ SERVICES: Mapping[str, Service] = MappingProxyType(
                 "resume": "allow",
             },
             identity=lambda tracker: tracker.tracker.id,
+            picture=_listed,
         ),
         "mlflow": Service(
             lambda session: {"run_name": session.out.name, "run_id": session.identity},
@@ -79,9 +84,10 @@ SERVICES: Mapping[str, Service] = MappingProxyType(
             identity=lambda tracker: tracker.tracker.hash,
             picture=lambda image: (image, {}),
         ),
+        "swanlab": Service(picture=_listed),
     }
 )
-"""A tracker of Accelerate's that has no row starts a run of its own at each resume."""
+"""A tracker whose row has no `identity`, or that has no row, starts a run of its own at each resume."""
 
 _GROUPS = {
     "loss": ("critic_loss", "generator_loss", "penalty"),
@@ -162,8 +168,9 @@ class Trackers(Callback):
     def on_epoch(self, trainer: Trainer, epoch: int) -> None:
         grid = pictures.grid(trainer.sample(trainer.fixed_z))
         for name in self._to_tell(trainer):
-            if hasattr(self._running[name], "log_images"):
-                value, more = SERVICES.get(name, Service()).picture(grid)
+            picture = SERVICES.get(name, Service()).picture
+            if picture is not None:
+                value, more = picture(grid)
                 self._try(name, "log_images", {"samples": value}, step=trainer.step, **more)
 
     def on_close(self, trainer: Trainer) -> None:
