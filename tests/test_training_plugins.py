@@ -189,8 +189,16 @@ def test_spectral_norm_is_for_a_critic_of_ones_own_too(images, tmp_path):
     assert [torch.linalg.matrix_norm(w, 2).item() for w in weights] == pytest.approx([1.0, 1.0], abs=0.05)
 
 
+class Noisy(nn.Module):
+    """Draws in eval mode too, as some generators do."""
+
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
 def test_the_dry_batch_changes_nothing(images, tmp_path):
     given = mine()
+    given["critic"].layers.append(Noisy())
     given["critic"].layers[2].eval()  # one of the modes a module may have, inside of another
     before = {name: {k: v.clone() for k, v in given[name].state_dict().items()} for name in ("generator", "critic")}
     torch.manual_seed(SMALL.get("seed", 0))
@@ -199,7 +207,7 @@ def test_the_dry_batch_changes_nothing(images, tmp_path):
     assert torch.equal(torch.rand(3), wanted)  # the trainer seeds, and nothing after that draws
     for name, state in before.items():
         assert all(torch.equal(value, state[key]) for key, value in given[name].state_dict().items())
-    assert [m.training for m in run.critic.layers] == [True, True, False, True]
+    assert [m.training for m in run.critic.layers] == [True, True, False, True, True]
     assert all(m.training for m in run.generator.modules())
 
 
