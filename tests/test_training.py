@@ -95,7 +95,7 @@ def test_spectral_norm_of_the_critic(faces, tmp_path, penalty):
     largest = [torch.linalg.svdvals(handle.layers[name][0].weight.flatten(1))[0].item() for name in handle]
     assert largest == pytest.approx([1.0] * 4, abs=0.05)
     before = {name: value.clone() for name, value in run.critic.state_dict().items()}
-    run.mean_grad_norm()
+    run.grad_norms()
     assert all(torch.equal(value, before[name]) for name, value in run.critic.state_dict().items())
 
 
@@ -243,6 +243,9 @@ def test_run_folder_holds_what_it_promises(faces, tmp_path):
         "margin",
         "penalty",
         "grad_norm",
+        "grad_norm_max",
+        "critic_weight_grad",
+        "generator_weight_grad",
     }
     with Image.open(tmp_path / "samples/epoch_0001.png") as grid:
         assert grid.size == (8 * 96, 8 * 96)

@@ -75,10 +75,20 @@ def load_weights(module: nn.Module, weights: dict[str, Any], name: str) -> None:
     module.load_state_dict(weights)
 
 
-def load_generator(path: Path) -> tuple[models.Generator, TrainConfig, int]:
-    """The averaged generator of a checkpoint in eval mode, its config, and the step it was saved at."""
+def load_generator(path: Path, generator: nn.Module | None = None) -> tuple[Any, TrainConfig, int]:
+    """The averaged generator of a checkpoint in eval mode, its config, and the step it was saved at.
+
+    `generator` is wanted where the run was given one: a module of the same class, which gets the weights.
+    """
     state = load(path)
     config = TrainConfig.from_dict(state["config"])
-    generator, _ = models.build(config, state["channels"], state["size"], state["classes"])
+    given = state.get("given", {}).get("generator")
+    if (given is None) != (generator is None):
+        raise UserError(
+            f"checkpoint: its generator is {given or 'the one its config names'}: wanted "
+            f"load_generator(path{', generator=...' if given else ''})"
+        )
+    if generator is None:
+        generator, _ = models.build(config, state["channels"], state["size"], state["classes"])
     load_weights(generator, state["ema"], "generator")
     return generator.eval(), config, state["step"]

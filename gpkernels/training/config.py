@@ -46,7 +46,9 @@ class TrainConfig:
     image_size: int | None = _setting(
         None, "side of the square images: 32, 64 or 128 (default: 32 for lfw-mini and fashion-mnist, else 64)"
     )
-    label_attribute: str | None = _setting(None, "celeba: the attribute that is the label, such as Smiling")
+    label_attribute: str | None = _setting(
+        None, "celeba: the attribute that is the label, such as Smiling (default: no labels)"
+    )
     labels: int | None = _setting(
         None,
         "condition classes: train with the labels of this many images, equally many of each class, which make half of "
@@ -135,7 +137,7 @@ class TrainConfig:
 
     batch_size: int = _setting(64, "images a step", minimum=2)
     epochs: int = _setting(25, "passes over the data (an epoch of lfw-mini is 32 passes)", minimum=1)
-    steps: int | None = _setting(None, "stop after this many steps instead of --epochs", minimum=1)
+    steps: int | None = _setting(None, "stop after this many steps (default: --epochs decides)", minimum=1)
     critic_steps: int = _setting(
         1, "updates of the critic for one of the generator, each on images of its own", minimum=1
     )

@@ -1,7 +1,7 @@
 """The trainer: a learner that keeps everything about its run in one folder.
 
 A run folder holds config.json, log.jsonl (a line every `log_every` steps), samples/epoch_NNNN.png (the averaged
-generator on the same latent vectors), curves.png and checkpoint.pt.
+generator on the same latent vectors), curves.png, sessions.json and checkpoint.pt.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpkernels.errors import UserError
 from gpkernels.training import checkpoint
-from gpkernels.training.callbacks import Callback, ClassificationError, Curves, Samples
+from gpkernels.training.callbacks import Callback, ClassificationError, Curves, Samples, Sessions
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
 from gpkernels.training.learner import Learner
@@ -35,15 +35,18 @@ class Trainer(Learner):
     def __init__(
         self,
         config: TrainConfig,
-        images: ImageSet,
+        images: ImageSet | Any,
         out: Path,
         *,
+        generator: nn.Module | None = None,
+        critic: nn.Module | None = None,
+        objective: Any = None,
         callbacks: Sequence[Callback] = (),
         resume: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(config, images)
+        super().__init__(config, images, generator=generator, critic=critic, objective=objective)
         self.out = out
-        self.callbacks = (ClassificationError(), Samples(), Curves(), *callbacks)
+        self.callbacks = (Sessions(), ClassificationError(), Samples(), Curves(), *callbacks)
         self._stopping = False
         if resume is not None:
             self.load_state_dict(resume)
@@ -60,11 +63,12 @@ class Trainer(Learner):
         try:
             self._tell("on_start")
             self._train()
+            self.save()
+            finished = self.step >= self.total_steps
+            self._tell("on_end", finished)
         finally:
             self._log.close()
-        self.save()
-        finished = self.step >= self.total_steps
-        self._tell("on_end", finished)
+            self._tell("on_close")
         return finished
 
     def _train(self) -> None:
@@ -104,7 +108,8 @@ class Trainer(Learner):
     def _record(self, terms: dict[str, Tensor]) -> dict[str, Any]:
         record: dict[str, Any] = {"step": self.step, "epoch": self.epochs_after(self.step - 1) + 1}
         record |= {name: value.item() for name, value in terms.items()}
-        record["grad_norm"] = self.mean_grad_norm()
+        norms = self.grad_norms()
+        record |= {"grad_norm": norms.mean().item(), "grad_norm_max": norms.max().item(), **self.weight_gradients()}
         bad = [name for name, value in record.items() if not math.isfinite(value)]
         if bad:
             raise UserError(

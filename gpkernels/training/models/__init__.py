@@ -26,10 +26,11 @@ from gpkernels.training.models.conditional import (
     Generator,
     Layers,
     Parts,
+    images_of,
     labels_in_turn,
 )
 
-__all__ = ["ClassifierCritic", "Critic", "Generator", "build", "draw_z", "labels_in_turn"]
+__all__ = ["ClassifierCritic", "Critic", "Generator", "build", "draw_z", "images_of", "labels_in_turn"]
 
 SIZES = (32, 64, 128)
 GENERATOR_LAYERS: Mapping[str, Callable[..., Layers]] = {
