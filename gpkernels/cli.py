@@ -6,6 +6,7 @@ What a person can put right ends in one line on stderr and exit code 2, without 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -15,6 +16,7 @@ from gpkernels.errors import UserError
 from gpkernels.losses.command import add_command as add_losses
 from gpkernels.metrics.command import add_command as add_evaluate
 from gpkernels.training.command import add_commands as add_training
+from gpkernels.training.prepare import add_command as add_prepare
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,8 +41,6 @@ def _complain(message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gpkernels.training.data.command import add_command as add_prepare
-
     parser = _Parser(prog="gpkernels", description="Exact gradient penalties for GAN training.")
     parser.add_argument("--version", action="version", version=f"gpkernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
@@ -55,15 +55,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _need_train_extra() -> None:
     """The trainer's libraries, or one line that says how to get them."""
-    try:
-        import matplotlib  # noqa: F401
-        import numpy  # noqa: F401
-        import PIL  # noqa: F401
-        import rich  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"training wants {error.name}, which is not installed: pip install 'gpkernels[train]'"
-        ) from None
+    for name in ("numpy", "PIL", "matplotlib", "rich", "safetensors", "filelock", "accelerate"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            raise UserError(f"training wants {name}, which is not installed: pip install 'gpkernels[train]'") from None
 
 
 def _doctor(options: argparse.Namespace) -> int:

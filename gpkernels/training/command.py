@@ -224,9 +224,6 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _presets(options: argparse.Namespace) -> int:
-    from gpkernels.cli import _need_train_extra
-
-    _need_train_extra()
     from gpkernels.training import presets
 
     print("\n\n".join(map(presets.describe, presets.PRESETS)))
