@@ -8,14 +8,19 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpkernels._version import __version__
 from gpkernels.errors import UserError
 from gpkernels.losses.command import add_command as add_losses
 from gpkernels.metrics.command import add_command as add_evaluate
+
+if TYPE_CHECKING:
+    from gpkernels.training.config import TrainConfig
+    from gpkernels.training.processes import Processes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,14 +96,13 @@ def _need_train_extra() -> None:
         ) from None
 
 
-_CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data"}
+_CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data", "accumulate", "sync_batchnorm"}
 
 
 def _train(options: argparse.Namespace) -> int:
     _need_train_extra()
-    from gpkernels.training import Trainer, checkpoint, data, from_preset
+    from gpkernels.training import checkpoint, from_preset, processes
     from gpkernels.training.config import TrainConfig, flag, settings
-    from gpkernels.training.progress import Progress, Reporter
 
     given = {name: getattr(options, name) for name in settings() if hasattr(options, name)}
     state = None
@@ -115,9 +119,17 @@ def _train(options: argparse.Namespace) -> int:
         config = from_preset(given.pop("preset", "ls-gan-pg"), given)
         if options.out is not None and (options.out / checkpoint.NAME).exists():
             raise UserError(f"--out: {options.out} already holds a run; --resume goes on with it")
-    out = options.out or _new_folder(config.preset)
+    with processes.join(config.device) as joined:
+        out = joined.agree(lambda: options.out or _new_folder(config.preset))
+        return _run(config, state, out, joined)
 
-    with Reporter(1, what="reading images") as reading:
+
+def _run(config: TrainConfig, state: dict[str, Any] | None, out: Path, joined: Processes) -> int:
+    """Trains, as one of the processes of a run; the main one speaks."""
+    from gpkernels.training import Trainer, checkpoint, data
+    from gpkernels.training.progress import Progress, Reporter
+
+    with joined.one_first(), Reporter(1, what="reading images", quiet=not joined.main) as reading:
 
         def progress(done: int, total: int) -> None:
             reading.total = total
@@ -133,8 +145,9 @@ def _train(options: argparse.Namespace) -> int:
         raise UserError(
             f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
         )
-    trainer = Trainer(config, images, out, resume=state)
-    with _StopOnSignal(trainer.stop), Reporter(trainer.total_steps, trainer.step) as report:
+    trainer = Trainer(config, images, out, resume=state, processes=joined)
+    quiet = not joined.main
+    with _StopOnSignal(trainer.stop), Reporter(trainer.total_steps, trainer.step, quiet=quiet) as report:
         trainer.callbacks = (*trainer.callbacks, Progress(report))
         for reason in images.skipped:
             report.say(f"skipped {reason}")
@@ -142,11 +155,13 @@ def _train(options: argparse.Namespace) -> int:
             report.say(f"note: {images.note}")
         report.say(
             f"{config.preset} on {len(images.images)} images of {images.size}x{images.size} ({images.name}), "
-            f"{trainer.total_steps} steps of {config.batch_size} on {trainer.device} -> {out}"
+            f"{trainer.total_steps} steps of {config.batch_size} on {joined} -> {out}"
         )
         if trainer.step:
             report.say(f"resuming after step {trainer.step}")
         finished = trainer.run()
+    if quiet:
+        return 0
     if not finished:
         print(f"stopped after step {trainer.step}, saved. Go on with: gpkernels train --out {out} --resume")
         return 0
@@ -156,11 +171,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 class _StopOnSignal:
-    """Turns Ctrl-C and SIGTERM into a call of `stop`; a second one is immediate."""
+    """Turns Ctrl-C and SIGTERM into a call of `stop`; a second one is immediate, but for one within a second of the
+    first: a launcher passes on what the terminal has sent already."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
-        self._requested = False
+        self._requested: float | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopOnSignal:
@@ -173,10 +189,12 @@ class _StopOnSignal:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: object) -> None:
-        if self._requested:
+        now = time.monotonic()
+        if self._requested is None:
+            self._requested = now
+            self._stop()
+        elif now - self._requested > 1:
             raise KeyboardInterrupt
-        self._requested = True
-        self._stop()
 
 
 def _new_folder(preset: str) -> Path:

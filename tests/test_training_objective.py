@@ -24,9 +24,9 @@ def test_every_update_of_the_critic_has_images_of_its_own(tmp_path, monkeypatch,
     run = Trainer(config, data.load(config), tmp_path)
     numbers, plain = [], run.images.batch
 
-    def batch(config, number, draws):
+    def batch(config, number, draws, shard):
         numbers.append(number)
-        return plain(config, number, draws)
+        return plain(config, number, draws, shard)
 
     monkeypatch.setattr(run.images, "batch", batch)
     for _ in range(3):

@@ -26,6 +26,7 @@ LATENTS = ("normal", "uniform")
 OPTIMIZERS = ("adam", "rmsprop")
 CROPS = ("178", "148", "140", "128", "108", "none")
 SPLITS = ("train", "valid", "test", "all")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def _setting(default: Any, doc: str, *, choices: tuple[str, ...] | None = None, minimum: float | None = None) -> Any:
@@ -122,6 +123,21 @@ class TrainConfig:
     seed: int = _setting(0, "seed of everything random; a seeded run repeats bit for bit on the CPU", minimum=0)
     device: str = _setting("auto", "auto (cuda where there is one), cpu, cuda, cuda:1, ...")
     channels_last: bool = _setting(True, "keep images and weights in channels_last memory, which is faster")
+    precision: str = _setting(
+        "fp32",
+        "numbers that the nets compute in, by autocast; weights, losses and penalties stay fp32, fp16 scales gradients",
+        choices=PRECISIONS,
+    )
+    accumulate: int = _setting(
+        1,
+        "compute each batch in this many equal parts and add their gradients: less memory, the same step, but that "
+        "BatchNorm sees a part at a time",
+        minimum=1,
+    )
+    sync_batchnorm: bool = _setting(
+        True, "several processes: BatchNorm's statistics are those of the whole batch, not of each process's part"
+    )
+    cuda_graph: bool = _setting(False, "run each step as one CUDA graph, which small nets on a GPU gain from")
     log_every: int = _setting(10, "steps between lines of the log", minimum=1)
 
     def __post_init__(self) -> None:
@@ -149,6 +165,7 @@ class TrainConfig:
             raise UserError(f"--penalty-interval: wanted 1 for optimizer {self.optimizer}, got {self.penalty_interval}")
         if self.penalty_scale is not None and self.penalty != "local":
             raise UserError(f"--penalty-scale: wanted --penalty local, which draws noise, got {self.penalty}")
+        self._check_scale()
         for name in ("beta1", "beta2", "ema"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{flag(name)}: wanted a number below 1, got {getattr(self, name):g}")
@@ -169,6 +186,18 @@ class TrainConfig:
             raise UserError(f"--condition: wanted classes for loss 'cls-gan', got {self.condition}")
         if self.condition == "classes" and not sensitive:
             raise UserError(f"--loss: wanted {', '.join(FAMILY)} for condition classes, got {self.loss!r}")
+
+    def _check_scale(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise UserError(f"--accumulate: wanted a divisor of --batch-size {self.batch_size}, got {self.accumulate}")
+        if not self.cuda_graph:
+            return
+        if self.device == "cpu":
+            raise UserError("--cuda-graph: wanted a GPU, got --device cpu")
+        if self.precision == "fp16":
+            raise UserError("--cuda-graph: wanted --precision fp32 or bf16, whose step reads nothing back, got fp16")
+        if self.spectral_norm:
+            raise UserError("--cuda-graph: wanted --no-spectral-norm, whose vectors the host moves between steps")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

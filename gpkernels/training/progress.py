@@ -28,10 +28,10 @@ def _summary(record: Mapping[str, Any]) -> str:
 class Reporter:
     """`with Reporter(total) as report: report.update(step, epoch, record); report.say(text)`."""
 
-    def __init__(self, total: int, done: int = 0, what: str = "training") -> None:
+    def __init__(self, total: int, done: int = 0, what: str = "training", *, quiet: bool = False) -> None:
         self.total = total
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.live = sys.stdout.isatty()
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self.live = sys.stdout.isatty() and not quiet
         self._last_line = 0.0
         self._bar = bars.Progress(
             bars.TextColumn("{task.description}"),
