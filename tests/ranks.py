@@ -72,10 +72,13 @@ def weights(learner):
 
 def launch(function, *args, count=2):
     """function(processes, *args) in so many processes, as a launcher starts them."""
+    torch.multiprocessing.spawn(_process, (count, free_port(), function, args), nprocs=count)
+
+
+def free_port():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (count, port, function, args), nprocs=count)
+        return taken.getsockname()[1]
 
 
 def _process(rank, count, port, function, args):

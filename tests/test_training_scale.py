@@ -1,4 +1,4 @@
-"""Two processes are one with the whole batch: parameters, optimizers, logs; for all kinds of nets, losses, penalties."""
+"""Two processes are one with the whole batch: parameters, optimizers and logs, for all nets, losses and penalties."""
 
 import contextlib
 

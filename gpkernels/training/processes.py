@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import gc
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class PeerFailed(UserError):
     """Another process of the run has ended; the message says which, and why if it could."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes:
     """This process, the `index`-th of `count`, and its device. Every process has to make the same calls, in the same
     order; alone, each call gives back what it got."""
@@ -110,7 +111,9 @@ class Processes:
 
         ours = DistributedDataParallelKwargs(broadcast_buffers=False)
         accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ours])
-        return accelerator.prepare_model(net, device_placement=False)
+        with warnings.catch_warnings():  # torch 2.13 has a new name for it, which torch 2.10 and Accelerate have not
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            return accelerator.prepare_model(net, device_placement=False)
 
     def held(self, net: nn.Module, hold: bool) -> AbstractContextManager[Any]:
         """Forward and backward of a `parallel` net inside it keep gradients here if `hold`: more will be added."""
@@ -150,6 +153,7 @@ def join(device: str) -> Iterator[Processes]:
             raise
         raise explained from None
     finally:
+        hosts = _joined.hosts = None  # the last references: its connections close, which the others notice
         _joined = None
         _leave(state)
 
