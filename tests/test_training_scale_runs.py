@@ -41,16 +41,18 @@ def before_step(number, act):
         Trainer.train_step = plain
 
 
-def fail(error):
-    raise error
+def fail(*error):
+    """Raises an error that nothing else holds, and with it the process's connections."""
+    kind, *arguments = error
+    raise kind(*arguments)
 
 
 def scenarios(rank):
     """(name, arguments, what goes wrong here)"""
     nothing = contextlib.nullcontext()
     stop = before_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    full = OSError(28, "No space left on device", "log.jsonl")
-    oom = RuntimeError("CUDA out of memory")
+    full = OSError, 28, "No space left on device", "log.jsonl"
+    oom = RuntimeError, "CUDA out of memory"
     yield "whole", [*TRAIN, "--steps", "6"], nothing
     yield "parts", [*TRAIN, "--steps", "6"], stop if rank == 1 else nothing
     yield "parts", [*RESUME], nothing
@@ -58,15 +60,15 @@ def scenarios(rank):
     yield "folder", [*TRAIN, "--steps", "2"], nothing  # without --out
     yield "divided", [*TRAIN, "--batch-size", "9"], nothing
     yield "mapped", [*TRAIN, "--device", "cuda:1"], nothing
-    yield "writer fails", [*TRAIN, "--steps", "6"], patched_log(full) if rank == 0 else nothing
-    yield "memory", [*TRAIN, "--steps", "6"], before_step(2, lambda: fail(oom)) if rank == 1 else nothing
+    yield "writer fails", [*TRAIN, "--steps", "6"], patched_log(*full) if rank == 0 else nothing
+    yield "memory", [*TRAIN, "--steps", "6"], before_step(2, lambda: fail(*oom)) if rank == 1 else nothing
     yield "killed", [*TRAIN, "--steps", "6"], before_step(2, lambda: os._exit(9)) if rank == 1 else nothing
 
 
 @contextlib.contextmanager
-def patched_log(error):
+def patched_log(*error):
     plain = Trainer.log
-    Trainer.log = lambda self, record, **timing: fail(error) if self.step == 2 else plain(self, record, **timing)
+    Trainer.log = lambda self, record, **timing: fail(*error) if self.step == 2 else plain(self, record, **timing)
     try:
         yield
     finally:
