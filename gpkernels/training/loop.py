@@ -112,11 +112,13 @@ class Trainer(Learner):
             getattr(callback, event)(self, *what)
 
     def _record(self, terms: dict[str, Tensor]) -> dict[str, Any]:
-        """Means over the processes: a call that all have to make."""
+        """Means over the processes: a call that all have to make. A step that overflowed float16 has no terms."""
         record: dict[str, Any] = {"step": self.step, "epoch": self.epochs_after(self.step - 1) + 1}
         values = torch.stack([value.double() for value in terms.values()] + [self.mean_grad_norm()])
         record |= zip((*terms, "grad_norm"), self.processes.mean(values).tolist(), strict=True)
         bad = [name for name, value in record.items() if not math.isfinite(value)]
+        if bad and self.precision.overflowed():
+            return {name: value for name, value in record.items() if name not in terms}
         if bad:
             raise UserError(
                 f"training diverged: {bad[0]} is {record[bad[0]]} at step {self.step}; the last checkpoint is kept "

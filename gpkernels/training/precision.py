@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FIRST_SCALE = 2.0**12
+"""A penalty's gradient in the images starts from the scale itself, and float16 ends at 65504."""
+
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -19,7 +22,8 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         self._dtype, self._device = DTYPES[name], device.type
         self.scalers = {
-            net: torch.amp.GradScaler(device.type, enabled=name == "fp16") for net in ("generator", "critic")
+            net: torch.amp.GradScaler(device.type, FIRST_SCALE, enabled=name == "fp16")
+            for net in ("generator", "critic")
         }
 
     def autocast(self) -> torch.autocast:
@@ -34,6 +38,12 @@ class Precision:
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
+
+    def overflowed(self) -> bool:
+        """Whether the last step of a net may have been left out, as now and then while a scale is sought: then what
+        is not finite is so for its numbers' range. False where a scale has fallen below 1: that is divergence."""
+        states = [scaler.state_dict() for scaler in self.scalers.values() if scaler.is_enabled()]
+        return any(state["_growth_tracker"] == 0 for state in states) and all(state["scale"] >= 1 for state in states)
 
     def state_dict(self) -> dict[str, Any]:
         return {net: scaler.state_dict() for net, scaler in self.scalers.items()}
