@@ -6,7 +6,6 @@ from typing import ClassVar
 import pytest
 import ranks
 import torch
-from runs import stopped_after
 from threads import one_thread  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -103,13 +102,17 @@ def test_an_overflow_is_logged_without_its_terms_and_divergence_ends_the_run(tmp
 @pytest.mark.parametrize("settings", [{"precision": "fp16"}, {"precision": "bf16"}, {"accumulate": 2}], ids=str)
 def test_resumed_to_the_bit(tmp_path, settings):
     """The scale of fp16 goes with the run."""
-    config = TrainConfig(**{**ranks.TINY, **settings, "steps": 4})
-    images = ranks.image_set()
-    whole = Trainer(config, images, tmp_path / "whole")
-    whole.run()
-    stopped_after(Trainer(config, images, tmp_path / "parts"), 2).run()
-    resumed = Trainer(config, images, tmp_path / "parts", resume=checkpoint.load(tmp_path / "parts"))
-    resumed.run()
+    whole, resumed = learner(**settings), learner(**settings)
+    if "precision" in settings:
+        state = whole.precision.state_dict()
+        whole.precision.load_state_dict({net: {**each, "scale": 2.0**20} for net, each in state.items()})
+    for step in range(4):
+        if step == 2:
+            checkpoint.save(tmp_path / "checkpoint.pt", whole.state_dict())
+            resumed.load_state_dict(checkpoint.load(tmp_path))
+            assert settings != {"precision": "fp16"} or resumed.precision.scalers["critic"].get_scale() == 2.0**18
+        for run in (whole, resumed) if step >= 2 else (whole,):
+            run.train_step()
     for net in ("generator", "critic"):
         assert whole.precision.scalers[net].get_scale() == resumed.precision.scalers[net].get_scale()
         assert all(map(torch.equal, getattr(whole, net).parameters(), getattr(resumed, net).parameters()))

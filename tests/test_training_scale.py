@@ -8,6 +8,8 @@ import torch
 from ranks import trained, weights
 from threads import one_thread  # noqa: F401
 
+from benchmarks import scaling
+from gpkernels.training import Learner, TrainConfig
 from gpkernels.training.models.batch_norm import SyncBatchNorm2d, synchronise
 from gpkernels.training.processes import Processes
 
@@ -61,8 +63,19 @@ def train_all(processes, folder):
             learner = trained(STEPS, **settings)
         terms = [{name: processes.mean(value) for name, value in step.items()} for step in learner.terms]
         torch.save((weights(learner), terms), f"{folder}/{number}-{processes.index}.pt")
+    torch.save(exchanged(), f"{folder}/traffic-{processes.index}.pt")
     for options in NORMS:
         torch.save(through_batch_norm(processes, *options), f"{folder}/{options}-{processes.index}.pt")
+
+
+def exchanged():
+    """Bytes and messages of a step of float32."""
+    torch.set_default_dtype(torch.float32)
+    learner = Learner(TrainConfig(**ranks.TINY, critic_steps=2), ranks.image_set())
+    with scaling.counted(learner) as traffic:
+        learner.train_step()
+    torch.set_default_dtype(torch.float64)
+    return traffic.bytes, traffic.messages
 
 
 NORMS = [(affine, momentum) for affine in (True, False) for momentum in (0.1, None)]
@@ -162,3 +175,26 @@ def test_synchronised_batch_norm_is_batch_norm_of_all_samples(two, options):
             torch.testing.assert_close(got, value, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(found[2], wanted[2])
         torch.testing.assert_close(found[3], wanted[3][3 * rank : 3 * rank + 3])
+
+
+def test_counted_traffic_is_the_gradients_and_the_statistics(two):
+    """4 bytes a parameter and update, and for each BatchNorm of the generator mean and variance at each of its two
+    forwards, and their gradients for both processes at its backward."""
+    learner = Learner(TrainConfig(**ranks.TINY, critic_steps=2), ranks.image_set())
+    generator, critic = (sum(p.numel() for p in net.parameters()) for net in (learner.generator, learner.critic))
+    norms = [m.num_features for m in learner.generator.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    statistics = sum(2 * channels for channels in norms)
+    wanted = 4 * (generator + 2 * critic + 2 * statistics + 2 * statistics)
+    assert len(norms) == 3
+    assert torch.load(two / "traffic-0.pt") == (wanted, 3 + 3 * len(norms))
+
+
+def test_scaling_model():
+    """By hand: 1 GB over 10 GB/s by 4 processes takes 1.5 / 10 s, and 3 messages 4 hops each."""
+    traffic, link = scaling.Traffic(10**9, 3), scaling.Link(1e10, 1e-3)
+    assert scaling.predicted(0.5, traffic, link, 1) == 0.5
+    assert scaling.predicted(0.5, traffic, link, 4) == pytest.approx(0.5 + 0.15 + 0.012)
+    config = TrainConfig(batch_size=10)
+    table = scaling.report(config, 0.5, traffic, link, [1, 4]).splitlines()
+    assert table[0].startswith("A model, not a measurement")
+    assert table[-2:] == ["| 1 | 10 | 500.0 | 20 | 100% |", "| 4 | 40 | 662.0 | 60 | 76% |"]
