@@ -71,7 +71,7 @@ def train_all(processes, folder):
 def exchanged():
     """Bytes and messages of a step of float32."""
     torch.set_default_dtype(torch.float32)
-    learner = Learner(TrainConfig(**ranks.TINY, critic_steps=2), ranks.image_set())
+    learner = Learner(TrainConfig(**ranks.TINY, critic_steps=2, accumulate=2), ranks.image_set())
     with scaling.counted(learner) as traffic:
         learner.train_step()
     torch.set_default_dtype(torch.float64)
@@ -177,16 +177,43 @@ def test_synchronised_batch_norm_is_batch_norm_of_all_samples(two, options):
         torch.testing.assert_close(found[3], wanted[3][3 * rank : 3 * rank + 3])
 
 
+@pytest.mark.parametrize("settings", [{}, {"fresh_z": True}, {"loss": "relativistic-average"}], ids=str)
+def test_repeated_forwards_leave_running_statistics_alone(settings):
+    """In parts, whatever is computed twice: the generator's statistics follow each part of z once, and the critic's
+    each part of the images."""
+    still = {"lr": 0.0, "penalty": "none", "accumulate": 2, "critic_norm": "batch"}
+    learner, twin = (trained(0, **still, **settings) for _ in range(2))
+    inputs = twin._inputs()
+    learner.train_step()
+    (update,) = inputs["updates"]
+    reals = update["real"].chunk(2)
+    with torch.no_grad():
+        fakes = [twin.generator(z) for z in update["z"].chunk(2)]
+        for real, fake in zip(reals, fakes, strict=True):
+            twin.critic(real), twin.critic(fake)
+        if "z" in inputs:
+            fakes = [twin.generator(z) for z in inputs["z"].chunk(2)]
+        for real, fake in zip(reals, fakes, strict=True):  # the generator's update
+            if learner.objective.needs_real:
+                twin.critic(real)
+            twin.critic(fake)
+    for net in ("generator", "critic"):
+        buffers = dict(getattr(twin, net).named_buffers())
+        for name, mine in getattr(learner, net).named_buffers():
+            if "running" in name:
+                torch.testing.assert_close(mine, buffers[name])
+
+
 def test_counted_traffic_is_the_gradients_and_the_statistics(two):
-    """4 bytes a parameter and update, and for each BatchNorm of the generator mean and variance at each of its two
-    forwards, and their gradients for both processes at its backward."""
+    """4 bytes a parameter and update, though each is of two parts; and for each BatchNorm of the generator mean and
+    variance at each of its six forwards, and their gradients for both processes at its two backwards."""
     learner = Learner(TrainConfig(**ranks.TINY, critic_steps=2), ranks.image_set())
     generator, critic = (sum(p.numel() for p in net.parameters()) for net in (learner.generator, learner.critic))
     norms = [m.num_features for m in learner.generator.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     statistics = sum(2 * channels for channels in norms)
-    wanted = 4 * (generator + 2 * critic + 2 * statistics + 2 * statistics)
+    wanted = 4 * (generator + 2 * critic + 6 * statistics + 2 * 2 * statistics)
     assert len(norms) == 3
-    assert torch.load(two / "traffic-0.pt") == (wanted, 3 + 3 * len(norms))
+    assert torch.load(two / "traffic-0.pt") == (wanted, 3 + 8 * len(norms))
 
 
 def test_scaling_model():
