@@ -35,7 +35,6 @@ class Precision:
     def step(self, net: str, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's step with the true gradients, which are left there; none where one of them overflowed."""
         scaler = self.scalers[net]
-        scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
 
