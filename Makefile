@@ -1,5 +1,6 @@
 # make train   trains LS-GAN-PG on the embedded faces into runs/ (installs into .venv first)
 # make test    installs the development tools and runs every test
+# make bench-check   has a change made anything slower? (a minute, on an idle machine)
 # make lint    ruff, clang-format, mypy;   make format   applies the first two
 # facenet-pytorch carries a file that is read, and asks for another torch: so without its dependencies.
 # PYTHON and PIP_FLAGS may be given on the command line.
@@ -10,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt $(PIP_FLAGS)
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml gpkernels/_version.py
 
-.PHONY: train test lint format clean
+.PHONY: train test lint format bench-check clean
 
 train: .venv/train
 	$(BIN)/gpkernels train --preset ls-gan-pg-mini --data lfw-mini
@@ -28,6 +29,9 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find csrc tests/shim -name '*.h' -o -name '*.c*')
+
+bench-check: .venv/dev
+	$(BIN)/python -m benchmarks.gate
 
 clean:
 	rm -rf .venv build dist *.egg-info gpkernels/*.so

@@ -6,6 +6,7 @@ engine leaves the work to torch (column `taken`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +84,8 @@ def measure(layer: Layer, layout: str, batch: int, rounds: int) -> list[dict[str
     ]
 
 
-def main() -> None:
-    options = parser("convolution", __doc__, 21).parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser("convolution", __doc__, 21).parse_args(arguments)
     device = torch.device(options.device)
     if device.type != "cpu":
         raise SystemExit("benchmarks.convolution: the kernel is for a CPU; use --device cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import functools
 import hashlib
 import json
@@ -57,7 +56,7 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 
 def results_name(experiment: str, images: ImageSet) -> str:
-    return f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}-{experiment}-{images.name}"
+    return f"{machine.today()}-{experiment}-{images.name}"
 
 
 def cores() -> int:

@@ -26,6 +26,17 @@ def parser(module: str, doc: str | None, rounds: int) -> argparse.ArgumentParser
     return flags
 
 
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+
+
+def label(device: torch.device) -> str:
+    """What result files are named after."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device).replace(" ", "-")
+    return f"cpu-{torch.get_num_threads()}-threads"
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -39,7 +50,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "gpkernels": gp.__version__,
         "commit": commit,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "date": today(),
     }
 
 

@@ -53,7 +53,7 @@ def steps_table(settings: list[steps.Setting]) -> list[list[str]]:
     header = ["step", *(f"{name}: {variant}" for name in GPUS for variant in ("usual", "best", "gpkernels"))]
     lines = [[*header, *(f"{name}: over usual" for name in GPUS)]]
     for setting in settings:
-        _, variants = setting.make(torch.device("cpu"))
+        variants = setting.make(torch.device("cpu")).variants
         counted = [counts.count(variants[name]) for name in ("usual", "best", "gpkernels")]
         times = [[seconds(gpu, c.bytes, c.ops, c.flops) for c in counted] for gpu in GPUS.values()]
         cells = [f"{t * 1e3:.2f}" for of_gpu in times for t in of_gpu]

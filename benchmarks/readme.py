@@ -1,17 +1,22 @@
-"""`python -m benchmarks.readme`: writes the README's tables of numbers from the newest committed result files."""
+"""`python -m benchmarks.readme`: writes the tables of README.md and benchmarks/README.md from the newest results."""
 
 from __future__ import annotations
 
 import csv
 import re
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks/README.md")
 VARIANTS = ("no penalty", "usual", "best", "gpkernels")
 
 
-def results(pattern: str) -> list[dict[str, str]]:
+Row = dict[str, str]
+
+
+def results(pattern: str) -> list[Row]:
     """The rows of the newest result file of that name."""
     files = sorted((ROOT / "benchmarks/results").glob(pattern))
     if not files:
@@ -85,17 +90,150 @@ def spectral_table(pattern: str = "*-spectral-*.csv") -> str:
     return "\n".join(lines)
 
 
-TABLES = {"steps": steps_table, "spectral": spectral_table}
+def where(row: Row) -> str:
+    return f"{row['machine']}, torch {row['torch']}, {row['date']}"
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def by_case(rows: Iterable[Row], column: str) -> dict[str, dict[str, str]]:
+    """{case and batch: {variant: cell}}"""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        found.setdefault(f"{row['case']}, batch {row['batch']}", {})[row["variant"]] = row[column]
+    return found
+
+
+def peers_table(pattern: str = "*-peers-*.csv") -> str:
+    """How many times as fast as the usual code each variant is; a dash where a peer cannot do a critic."""
+    rows = results(pattern)
+    if not rows:
+        return "Not yet measured."
+    variants = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != "usual"]
+    lines = [
+        [case.partition(", ")[2], *(f"{float(cells[v]):.2f}x" if v in cells else "-" for v in variants)]
+        for case, cells in by_case(rows, "speedup_over_usual").items()
+    ]
+    return f"{where(rows[0])}, float32.\n\n" + markdown(["penalty step", *variants], lines)
+
+
+def ablation_table(pattern: str = "*-ablation-*.csv") -> str:
+    rows = results(pattern)
+    if not rows:
+        return "Not yet measured."
+    order = ["usual", "best", "activations", "convolutions", "norms", "first layers", "gpkernels"]
+    times, ops, conv = (by_case(rows, column) for column in ("of_no_penalty", "ops", "conv_units"))
+    lines = [
+        [
+            case.partition(", ")[2],
+            *(f"{float(cells[name]):.2f}" for name in order),
+            *(
+                f"{counts[case]['no penalty']}, {counts[case]['best']}, {counts[case]['gpkernels']}"
+                for counts in (ops, conv)
+            ),
+        ]
+        for case, cells in times.items()
+    ]
+    header = ["LS-GAN-PG step", *order, "ops: no penalty, best, ours", "conv: no penalty, best, ours"]
+    return f"{where(rows[0])}, float32; a time of 1 is the step without a penalty.\n\n" + markdown(header, lines)
+
+
+def matrix_table(pattern: str = "*-matrix-*.csv") -> str:
+    """Of every critic over all sizes, batches and penalties: the least, the median and the most."""
+    rows = [row for row in results(pattern) if row["variant"] == "gpkernels"]
+    if not rows:
+        return "Not yet measured."
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        kind, _, norm = row["case"].partition(", ")[2].partition(", ")[0].partition(" ")
+        name = f"{kind.rpartition('-')[0]} {norm}".strip() + ("" if row["dtype"] == "float32" else f", {row['dtype']}")
+        groups.setdefault(name, []).append(row)
+
+    def spread(of: list[Row], column: str) -> str:
+        values = sorted(float(row[column]) for row in of)
+        return f"{values[0]:.2f}, {statistics.median(values):.2f}, {values[-1]:.2f}"
+
+    columns = ("speedup_over_usual", "speedup_over_best", "of_no_penalty")
+    lines = [[name, str(len(of)), *(spread(of, column) for column in columns)] for name, of in groups.items()]
+    header = ["critic", "cells", "over usual: least, median, most", "over best", "cost in steps without a penalty"]
+    return f"{where(rows[0])}.\n\n" + markdown(header, lines)
+
+
+def scaling_table(pattern: str = "*-scaling-*.csv") -> str:
+    rows = results(pattern)
+    if not rows:
+        return "Not yet measured."
+    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        found.setdefault((row["axis"], row["case"]), {}).setdefault(row["variant"], []).append(row)
+    lines = []
+    for (axis, case), variants in found.items():
+        of = variants["usual"]
+        gains = [float(u["median_ms"]) / float(o["median_ms"]) for u, o in zip(of, variants["gpkernels"], strict=True)]
+        slopes = [f"{float(variants[name][0]['slope']):.2f}" for name in ("usual", "gpkernels")]
+        lines.append([axis, case, f"{of[0]['n']} to {of[-1]['n']}", *slopes, f"{gains[0]:.2f}x to {gains[-1]:.2f}x"])
+    header = ["axis", "case", "range", "slope, usual", "slope, ours", "ours over usual, from end to end"]
+    return f"{where(rows[0])}.\n\n" + markdown(header, lines)
+
+
+def ops_table(pattern: str = "*-ops-*.csv") -> str:
+    """The ops at the large shape, against the best plain torch."""
+    rows = [row for row in results(pattern) if row["gb_per_s"] and row["variant"] != "copy"]
+    if not rows:
+        return "Not yet measured."
+    largest = rows[-1]["shape"]
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row["shape"] == largest:
+            found.setdefault(row["case"], {})[row["variant"].partition(" (")[0]] = row
+    lines = []
+    for case, variants in found.items():
+        ours, best = variants["gpkernels"], variants["best"]
+        compiled = variants.get("best, compiled")
+        times = [f"{float(row['median_us']):.0f}" for row in (variants["snippet"], best)]
+        times.append(f"{float(compiled['median_us']):.0f}" if compiled else "-")
+        lines.append(
+            [
+                case,
+                *times,
+                f"{float(ours['median_us']):.0f}",
+                f"{float(ours['speedup_over_best']):.2f}x",
+                ours["of_copy"],
+            ]
+        )
+    header = [
+        "op",
+        "snippet, us",
+        "best, us",
+        "best compiled, us",
+        "gpkernels, us",
+        "over best",
+        "of the copy's bandwidth",
+    ]
+    return f"{where(rows[0])}, {largest} float32.\n\n" + markdown(header, lines)
+
+
+TABLES = {
+    "steps": steps_table,
+    "spectral": spectral_table,
+    "peers": peers_table,
+    "ablation": ablation_table,
+    "matrix": matrix_table,
+    "scaling": scaling_table,
+    "ops": ops_table,
+}
 
 
 def with_tables(text: str) -> str:
-    """The README's text with every table between its markers written anew."""
+    """A page's text with every table between its markers written anew."""
     for name, make in TABLES.items():
         pattern = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- /{name} -->)"
-        text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.S)  # type: ignore[misc]
-        assert found == 1, name
+        text = re.sub(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.S)  # type: ignore[misc]
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))

@@ -1,7 +1,7 @@
 """`python -m benchmarks.roofline RESULTS.csv... --out picture.png`: how near the ops come to the memory's bandwidth.
 
-One panel a file and shape, from the rows that `python -m benchmarks --out` writes: the bytes that each case must move
-at least, over the time that each variant took, beside the bandwidth of `x.clone()` in the same rounds. Without
+One panel a file and shape, from the rows that `python -m benchmarks.ops --out` writes: the bytes that each case must
+move at least, over the time that each variant took, beside the bandwidth of `x.clone()` in the same rounds. Without
 matplotlib there is no picture.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ GOALS = {"cpu": 0.80, "cuda": 0.85}
 MARKERS = {"snippet": "x", "best": "o", "gpkernels": "D"}
 
 
-def panels(path: Path) -> dict[str, dict[str, dict[str, Row]]]:
-    """The rows with a bandwidth, by shape, case and variant, each in the order of the file."""
+Panels = list[tuple[str, dict[str, dict[str, Row]]]]
+
+
+def panels(rows: Iterable[Row]) -> Panels:
+    """(shape, rows by case and variant) of the rows with a bandwidth, each in the order of the rows."""
     found: dict[str, dict[str, dict[str, Row]]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["gb_per_s"]:
-                variant = row["variant"].partition(" ")[0]
-                found.setdefault(row["shape"], {}).setdefault(row["case"], {})[variant] = row
-    return found
+    for row in rows:
+        if row["gb_per_s"]:
+            variant = row["variant"].partition(" (")[0]
+            found.setdefault(row["shape"], {}).setdefault(row["case"], {})[variant] = row
+    return list(found.items())
 
 
 def draw(axes: Any, shape: str, cases: dict[str, dict[str, Row]]) -> None:
@@ -53,24 +56,31 @@ def draw(axes: Any, shape: str, cases: dict[str, dict[str, Row]]) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    options = parser.parse_args()
+def draw_all(out: Path, parts: Panels) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         print(f"no picture: {error}")
         return
-    parts = [part for path in options.results for part in panels(path).items()]
-    if not parts:
-        parser.error("results: wanted CSV files that `python -m benchmarks --out` wrote, got none with a bandwidth")
     figure = Figure(figsize=(11, 4 * len(parts)), layout="constrained")
     for axes, (shape, cases) in zip(figure.subplots(len(parts), squeeze=False).flat, parts, strict=True):
         draw(axes, shape, cases)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.out, dpi=100)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args()
+    parts: Panels = []
+    for path in options.results:
+        with path.open(newline="") as file:
+            parts += panels(csv.DictReader(file))
+    if not parts:
+        parser.error("results: wanted CSV files that `python -m benchmarks.ops --out` wrote, got none with a bandwidth")
+    draw_all(options.out, parts)
 
 
 if __name__ == "__main__":

@@ -1,155 +1,136 @@
-"""`python -m benchmarks.scaling`: a model of training in more processes than there are machines for, not a measurement.
+"""`python -m benchmarks.scaling`: how the cost of a penalty step grows with batch, image size, width and depth, and
+that of spectral norm with the number of layers.
 
-Measured, here: what a step takes in one process with its part of the batch, and how many bytes and messages a process
-exchanges in it, counted in two real ones. Assumed: a link, and that nothing is computed while bytes travel. Then R
-processes, each with as many images as the one, take
-
-    step + 2 (R - 1) / R * bytes / bandwidth + 2 ceil(log2 R) * latency * messages
-
-(the bandwidth of a ring all-reduce, the latency of a tree). DDP does overlap, so the truth is likely better; slower
-hosts, a shared network and waiting for the slowest make it worse.
+A line is fitted to log(time) over log(axis) for each variant: its slope is the power with which time grows, 1 where it
+is proportional; a slope below that is a fixed cost, of launches and Python, which the small end shows. --picture draws
+times, lines and slopes.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import copy
 import math
-import os
-import socket
 import statistics
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from benchmarks.machine import machine
-from gpkernels.training import Learner, TrainConfig, from_preset
-from gpkernels.training.data import ImageSet
-from gpkernels.training.processes import join, pick_device
+import gpkernels as gp
+from benchmarks import timing
+from benchmarks.critics import CRITICS
+from benchmarks.machine import machine, parser, save
+from benchmarks.spectral import Modules
+from benchmarks.steps import Step, penalty_step
 
-
-@dataclasses.dataclass
-class Traffic:
-    """What one process hands to collectives in a step."""
-
-    bytes: int = 0
-    messages: int = 0
-
-    def add(self, tensor: torch.Tensor) -> None:
-        self.bytes += tensor.numel() * tensor.element_size()
-        self.messages += 1
+Variants = dict[str, Step]
 
 
-@dataclasses.dataclass(frozen=True)
-class Link:
-    bandwidth: float  # bytes a second, of each process
-    latency: float  # seconds a hop
+def _penalty(critic: nn.Module, *shape: int) -> Variants:
+    real = torch.randn(shape)
+    return penalty_step(critic, real, real)
 
 
-def predicted(step: float, traffic: Traffic, link: Link, processes: int) -> float:
-    """Seconds a step of so many processes, each of which computes for `step` seconds."""
-    moved = 2 * (processes - 1) / processes * traffic.bytes / link.bandwidth
-    hops = 2 * math.ceil(math.log2(processes))
-    return step + moved + hops * link.latency * traffic.messages
+def _critic(name: str, width: int, size: int, batch: int) -> Variants:
+    row = CRITICS[name]
+    return _penalty(row.build(width, size), batch, *row.shape(size))
 
 
-@contextmanager
-def counted(learner: Learner) -> Iterator[Traffic]:
-    """What `learner`, one of several processes, exchanges in the block, but for the hosts' single flags."""
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-
-    traffic, plain = Traffic(), (dist.all_gather, dist.all_reduce)
-
-    def gather(parts: Any, tensor: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        traffic.add(tensor)
-        return plain[0](parts, tensor, *rest, **more)
-
-    def reduce(tensor: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        traffic.add(tensor)
-        return plain[1](tensor, *rest, **more)
-
-    for net in learner._parallel.values():
-        net.register_comm_hook(None, allreduce_hook)  # what DDP does anyway, by way of dist.all_reduce
-    dist.all_gather, dist.all_reduce = gather, reduce
-    try:
-        yield traffic
-    finally:
-        dist.all_gather, dist.all_reduce = plain
+def _deep(layers: int) -> Variants:
+    """3x3 convolutions of 32 channels at 16x16, a LeakyReLU after each."""
+    blocks = [m for _ in range(layers) for m in (nn.Conv2d(32, 32, 3, padding=1), nn.LeakyReLU(0.2))]
+    return _penalty(nn.Sequential(nn.Conv2d(3, 32, 1), *blocks, nn.Conv2d(32, 1, 16)), 16, 3, 16, 16)
 
 
-def noise(config: TrainConfig) -> ImageSet:
-    size = config.image_size or 64
-    images = np.random.default_rng(0).integers(0, 256, (2 * config.batch_size, 3, size, size), dtype=np.uint8)
-    return ImageSet("noise", images)
+def _spectral(layers: int) -> Variants:
+    """3x3 convolutions of 64 channels, forward and backward of all weights."""
+    plain = nn.ModuleList(nn.Conv2d(64, 64, 3) for _ in range(layers))
+    ours = copy.deepcopy(plain)
+    grads = [torch.randn_like(layer.weight) for layer in plain]
+    handle = gp.spectral_norm_all(ours)
+    return {
+        "usual": Modules([spectral_norm(layer) for layer in plain], grads),
+        "gpkernels": Modules(list(ours), grads, handle),
+    }
 
 
-def _count(rank: int, config: TrainConfig, port: int, results: Any) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    with join("cpu"):
-        learner = Learner(dataclasses.replace(config, device="cpu"), noise(config))
-        with counted(learner) as traffic:
-            learner.train_step()
-        if rank == 0:
-            results.put(traffic)
+SERIES: dict[str, tuple[str, Sequence[int], Callable[[int], Variants]]] = {
+    "batch": ("DCGAN-32 none, width 16", (4, 16, 64, 256), lambda n: _critic("DCGAN none", 16, 32, n)),
+    "batch, BN": ("DCGAN-32 batch, width 16", (4, 16, 64, 256), lambda n: _critic("DCGAN batch", 16, 32, n)),
+    "image size": ("DCGAN none, width 16, batch 16", (16, 32, 64, 128), lambda n: _critic("DCGAN none", 16, n, 16)),
+    "width": ("DCGAN-32 none, batch 16", (8, 16, 32, 64, 128), lambda n: _critic("DCGAN none", n, 32, 16)),
+    "depth": ("3x3 convolutions, 32 channels, batch 16", (2, 4, 8, 16, 32), _deep),
+    "layers": ("spectral norm of 3x3 convolutions, 64 channels", (2, 4, 8, 16, 32, 64), _spectral),
+}
+QUICK = {name: (what, axis[:2], make) for name, (what, axis, make) in SERIES.items()}
 
 
-def traffic_of(config: TrainConfig) -> Traffic:
-    """Counted in two processes on this machine's CPU, in the first step of a lazy penalty's interval."""
-    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    torch.multiprocessing.spawn(_count, (config, port, results), nprocs=2)
-    return results.get()
+def slope(axis: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
+    """Of the line through (log axis, log time) by least squares: slope and intercept."""
+    fit = statistics.linear_regression([math.log(a) for a in axis], [math.log(t) for t in times])
+    return fit.slope, fit.intercept
 
 
-def step_seconds(config: TrainConfig, repeats: int = 10) -> float:
-    """The median time of a step of one process, after three that warm up."""
-    learner, times = Learner(config, noise(config)), []
-    for _ in range(repeats + 3):
-        started = time.perf_counter()
-        float(learner.train_step()["critic_loss"])  # waits for a GPU
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[3:])
+def rows_of(
+    name: str, what: str, axis: Sequence[int], make: Callable[[int], Variants], rounds: int
+) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for n in axis:
+        torch.manual_seed(0)
+        times = timing.interleaved(make(n), torch.device("cpu"), rounds)
+        found += [{"axis": name, "case": what, "n": n, "variant": v, **t.milliseconds()} for v, t in times.items()]
+    for variant in dict.fromkeys(row["variant"] for row in found):
+        of_variant = [row for row in found if row["variant"] == variant]
+        power, _ = slope(axis, [row["median_ms"] for row in of_variant])
+        for row in of_variant:
+            row["slope"] = round(power, 3)
+    return found
 
 
-def report(config: TrainConfig, step: float, traffic: Traffic, link: Link, counts: Sequence[int]) -> str:
-    lines = [
-        f"A model, not a measurement: {config.preset}, {config.batch_size} images a process.",
-        f"Measured: {step * 1e3:.1f} ms a step; {traffic.bytes / 1e6:.1f} MB in {traffic.messages} messages.",
-        f"Assumed: {link.bandwidth / 1e9:g} GB/s, {link.latency * 1e6:g} us a hop, nothing overlapped.",
-        "",
-        "| processes | images a step | ms a step | images/s | efficiency |",
-        "|---|---|---|---|---|",
-    ]
-    for count in counts:
-        seconds, images = predicted(step, traffic, link, count), count * config.batch_size
-        lines.append(f"| {count} | {images} | {seconds * 1e3:.1f} | {images / seconds:.0f} | {step / seconds:.0%} |")
-    return "\n".join(lines)
+def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["axis"] for row in rows))
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    for axes, name in zip(figure.subplots(2, 3).flat, names, strict=False):
+        of_axis = [row for row in rows if row["axis"] == name]
+        for variant in dict.fromkeys(row["variant"] for row in of_axis):
+            points = [(int(r["n"]), float(r["median_ms"])) for r in of_axis if r["variant"] == variant]
+            power, base = slope(*zip(*points, strict=True))
+            (marks,) = axes.loglog(*zip(*points, strict=True), "o", label=f"{variant}: ~ n^{power:.2f}")
+            ends = [points[0][0], points[-1][0]]
+            axes.loglog(ends, [math.exp(base) * n**power for n in ends], color=marks.get_color(), linewidth=1)
+        axes.set_title(of_axis[0]["case"], fontsize=9)
+        axes.set_xlabel(name)
+        axes.set_ylabel("ms")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(f"{rows[0]['machine']}, torch {rows[0]['torch']}, {rows[0]['date']}", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", default="ls-gan-pg")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=64, help="images a process")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--bandwidth", type=float, default=25.0, help="GB/s of each process (default: 25, 200 Gb/s)")
-    parser.add_argument("--latency", type=float, default=20.0, help="us a hop (default: 20)")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 256])
-    given = parser.parse_args(argv)
-    settings = {"image_size": given.image_size, "batch_size": given.batch_size, "device": given.device}
-    config = from_preset(given.preset, settings)
-    link = Link(given.bandwidth * 1e9, given.latency * 1e-6)
-    traffic = traffic_of(dataclasses.replace(config, batch_size=2))  # the bytes do not depend on the batch
-    print(*(f"{key}: {value}" for key, value in machine(pick_device(config.device)).items()), sep=", ")
-    print(report(config, step_seconds(config), traffic, link, given.processes))
+def main(arguments: Sequence[str] | None = None) -> None:
+    flags = parser("scaling", __doc__, 7)
+    flags.add_argument("--picture", type=Path, help="draw the rows into this PNG file")
+    options = flags.parse_args(arguments)
+    rounds = 3 if options.quick else options.rounds
+    torch.set_default_device(options.device)
+    about, rows = machine(torch.device(options.device)), []
+    for name, series in (QUICK if options.quick else SERIES).items():
+        if options.only in name:
+            rows += [{**row, **about} for row in rows_of(name, *series, rounds)]
+            for row in rows[-len(series[1]) * 3 :]:
+                print(
+                    f"{row['axis']:12} {row['n']:>4} {row['variant']:10} {row['median_ms']:>9} ms  ~ n^{row['slope']}"
+                )
+            if options.out:
+                save(options.out, rows)
+    if options.picture and rows:
+        draw(options.picture, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -161,8 +161,8 @@ def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device
     ]
 
 
-def main() -> None:
-    options = parser("spectral", __doc__, 21).parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser("spectral", __doc__, 21).parse_args(arguments)
     device = torch.device(options.device)
     critics, rounds = (QUICK, 3) if options.quick else (CRITICS, options.rounds)
     about, rows = machine(device), []

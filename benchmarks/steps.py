@@ -9,39 +9,22 @@ that reach a device (views and allocations left out), `conv_units` the convoluti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 import gpkernels as gp
 from benchmarks import counts, timing
+from benchmarks.critics import CRITICS
 from benchmarks.machine import machine, parser, save
 
 Step = Callable[[], None]
-
-NORMS: dict[str, Callable[[int, int], list[nn.Module]]] = {
-    "none": lambda channels, size: [],
-    "spectral": lambda channels, size: [],
-    "batch": lambda channels, size: [nn.BatchNorm2d(channels)],
-    "instance": lambda channels, size: [nn.InstanceNorm2d(channels, affine=True)],
-    "layer": lambda channels, size: [nn.LayerNorm([channels, size, size])],
-}
-
-
-def dcgan(norm: str, width: int, size: int = 64, channels: int = 3) -> nn.Sequential:
-    """DCGAN's critic: stride-2 convolutions down to 4x4, each but the first and the last with a norm."""
-    wrap = nn.utils.parametrizations.spectral_norm if norm == "spectral" else lambda layer: layer
-    layers: list[nn.Module] = [wrap(nn.Conv2d(channels, width, 4, 2, 1)), nn.LeakyReLU(0.2)]
-    size //= 2
-    while size > 4:
-        size //= 2
-        layers.append(wrap(nn.Conv2d(width, 2 * width, 4, 2, 1, bias=norm in ("none", "spectral"))))
-        layers += [*NORMS[norm](2 * width, size), nn.LeakyReLU(0.2)]
-        width *= 2
-    return nn.Sequential(*layers, wrap(nn.Conv2d(width, 1, 4)))
 
 
 def two_sided(grad: Tensor) -> Tensor:
@@ -50,6 +33,15 @@ def two_sided(grad: Tensor) -> Tensor:
 
 def linear(grad: Tensor) -> Tensor:
     return 10 * grad.flatten(1).norm(2, dim=1).mean()
+
+
+def half_square(grad: Tensor) -> Tensor:
+    return 10 * 0.5 * grad.flatten(1).square().sum(1).mean()
+
+
+def hinge(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """LS-GAN's, on pairs with a margin of 1."""
+    return (1 + real_scores - fake_scores).relu().mean()
 
 
 def at(critic: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,10 +65,8 @@ def penalty_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Ste
 
 
 def ls_gan_pg_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
-    """The loss-sensitive critic's step: hinge on pairs, and the norm of the gradient at real images."""
-
-    def loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-        return (1 + real_scores - fake_scores).relu().mean()
+    """The loss-sensitive critic's step, with the norm of the gradient at real images."""
+    loss = hinge
 
     def none() -> None:
         loss(critic(real), critic(fake)).backward()
@@ -100,7 +90,7 @@ def wgan_gp_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Ste
     eps = torch.rand(len(real), device=real.device)
 
     def mixed() -> Tensor:
-        column = eps.view(-1, 1, 1, 1)
+        column = eps.view(-1, *[1] * (real.dim() - 1))
         return column * real + (1 - column) * fake
 
     def loss() -> Tensor:
@@ -115,10 +105,64 @@ def wgan_gp_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Ste
 
     def best() -> None:
         total = loss()
-        assign(critic, total + two_sided(at(critic, torch.lerp(fake, real, eps.view(-1, 1, 1, 1)))[1]))
+        assign(critic, total + two_sided(at(critic, torch.lerp(fake, real, eps.view(-1, *[1] * (real.dim() - 1))))[1]))
 
     def ours() -> None:
         (loss() + gp.gradient_penalty(critic, real, fake, eps=eps)).backward()
+
+    return {"no penalty": none, "usual": usual, "best": best, "gpkernels": ours}
+
+
+def gan_step(penalty: Callable[[Tensor], Tensor], kind: str) -> Callable[..., dict[str, Step]]:
+    """The non-saturating critic's step with a penalty at real images."""
+
+    def make(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
+        def loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+            return softplus(-real_scores).mean() + softplus(fake_scores).mean()
+
+        def none() -> None:
+            loss(critic(real), critic(fake)).backward()
+
+        def usual() -> None:
+            total = loss(critic(real), critic(fake))
+            (total + penalty(at(critic, real)[1])).backward()
+
+        def best() -> None:
+            scores, grad = at(critic, real)
+            assign(critic, loss(scores, critic(fake)) + penalty(grad))
+
+        def ours() -> None:
+            scores, value = gp.score_and_penalty(critic, real, kind=kind)
+            (loss(scores, critic(fake)) + value).backward()
+
+        return {"no penalty": none, "usual": usual, "best": best, "gpkernels": ours}
+
+    return make
+
+
+def dragan_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
+    noise = torch.rand_like(real) * 2 - 1
+
+    def near() -> Tensor:
+        return real + 0.5 * real.std() * noise
+
+    def loss() -> Tensor:
+        return softplus(-critic(real)).mean() + softplus(critic(fake)).mean()
+
+    def none() -> None:
+        loss().backward()
+
+    def usual() -> None:
+        total = loss()
+        (total + two_sided(at(critic, near())[1])).backward()
+
+    def best() -> None:
+        total = loss()
+        assign(critic, total + two_sided(at(critic, near())[1]))
+
+    def ours() -> None:
+        # at the same points as the others; kind="local" would draw its own
+        (loss() + gp.gradient_penalty(critic, near(), kind="r1", form="two_sided")).backward()
 
     return {"no penalty": none, "usual": usual, "best": best, "gpkernels": ours}
 
@@ -129,114 +173,202 @@ def assign(critic: nn.Module, loss: Tensor) -> None:
         parameter.grad = grad
 
 
-STEPS = {"penalty step": penalty_step, "LS-GAN-PG step": ls_gan_pg_step, "WGAN-GP step": wgan_gp_step}
+def freeze(critic: nn.Module) -> None:
+    """Torch's spectral norm moves its vectors at every forward: variants with fewer would see other weights."""
+    for module in critic.modules():
+        if isinstance(module, _SpectralNorm):
+            module.eval()
+
+
+STEPS = {
+    "penalty step": penalty_step,
+    "LS-GAN-PG step": ls_gan_pg_step,
+    "WGAN-GP step": wgan_gp_step,
+    "R1 step": gan_step(half_square, "r1"),
+    "DRAGAN step": dragan_step,
+}
+
+
+class Problem(NamedTuple):
+    """What the variants share, and the variants."""
+
+    critic: nn.Module
+    real: Tensor
+    fake: Tensor
+    variants: dict[str, Step]
 
 
 @dataclass(frozen=True)
 class Setting:
+    """A critic of `CRITICS`, its width in the units of its `build`. bfloat16 is autocast's: parameters stay float32."""
+
     step: str
-    norm: str
+    critic: str
     width: int
     batch: int = 64
     size: int = 64
+    dtype: str = "float32"
 
     @property
     def name(self) -> str:
-        return f"{self.step}, DCGAN-{self.size} {self.norm}, width {self.width}"
+        kind, _, norm = self.critic.partition(" ")
+        return f"{self.step}, {kind}-{self.size}{norm and ' '}{norm}, width {self.width}"
 
-    def make(self, device: torch.device) -> tuple[nn.Module, dict[str, Step]]:
+    def make(self, device: torch.device) -> Problem:
         torch.manual_seed(0)
-        critic = dcgan(self.norm, self.width, self.size).to(device)
-        real, fake = (torch.randn(self.batch, 3, self.size, self.size, device=device) for _ in range(2))
-        return critic, STEPS[self.step](critic, real, fake)
+        row = CRITICS[self.critic]
+        critic = row.build(self.width, self.size).to(device)
+        if self.step != "penalty step":
+            freeze(critic)
+        real, fake = (torch.randn(self.batch, *row.shape(self.size), device=device) for _ in range(2))
+        return Problem(critic, real, fake, STEPS[self.step](critic, real, fake))
 
+
+NORMS = ("none", "spectral", "batch", "instance", "layer")
 
 SETTINGS = [
-    *(Setting("penalty step", norm, 64) for norm in NORMS),
-    *(Setting("penalty step", norm, 16) for norm in NORMS),
-    *(Setting(step, norm, width) for step in list(STEPS)[1:] for width in (64, 16) for norm in ("none", "batch")),
+    *(Setting("penalty step", f"DCGAN {norm}", width) for width in (64, 16) for norm in NORMS),
+    *(
+        Setting(step, f"DCGAN {norm}", width)
+        for step in ("LS-GAN-PG step", "WGAN-GP step")
+        for width in (64, 16)
+        for norm in ("none", "batch")
+    ),
 ]
-QUICK = [Setting(step, norm, 16, 16, 32) for step in STEPS for norm in ("none", "batch")]
+QUICK = [Setting(step, f"DCGAN {norm}", 16, 16, 32) for step in STEPS for norm in ("none", "batch")]
 
 
-def differs(critic: nn.Module, variants: dict[str, Step]) -> str:
-    """In what the variants' gradients differ by more than rounding; empty when in nothing. The running state of norms
-    is put back before each, so that all see the same critic."""
+OPAQUE = ("compiled", "jax", "graphed")
+"""How the names of variants end whose calls torch does not see, so that nothing is counted."""
+
+Peers = Callable[[Problem, str], Mapping[str, Step]]
+"""More variants of a problem, whose name is for messages."""
+
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+def differs(critic: nn.Module, variants: Mapping[str, Step], tolerance: float) -> str:
+    """In what the variants' gradients differ from those of "usual" by more than rounding; empty when in nothing.
+
+    Each parameter's by its norm, or a thousandth of the whole gradient's where that is larger; of bfloat16 the whole
+    gradient alone. The running state of norms is put back before each, so that all see the same critic.
+    """
     start = {name: value.clone() for name, value in critic.state_dict().items()}
     grads: dict[str, list[Tensor]] = {}
-    for name in ("usual", "best", "gpkernels"):
+    for name in variants:
+        if name == "no penalty":
+            continue
         critic.load_state_dict(start)
         critic.zero_grad()
         variants[name]()
         grads[name] = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in critic.parameters()]
-    total = torch.stack([g.norm() for g in grads["usual"]]).norm()
-    for name in ("best", "gpkernels"):
-        for (key, _), a, b in zip(critic.named_parameters(), grads["usual"], grads[name], strict=True):
-            error = (a - b).norm() / torch.maximum(a.norm(), 1e-3 * total)
-            if not error < 1e-3:
-                return f"{name}: the gradient of {key} differs by {error:.1e}"
+    critic.load_state_dict(start)
+    total = _norm(grads["usual"])
+    for name, found in grads.items():
+        errors = [(a - b) for a, b in zip(grads["usual"], found, strict=True)]
+        if not _norm(errors) / total < tolerance:
+            return f"{name}: the gradient differs by {_norm(errors) / total:.1e}"
+        for (key, _), a, error in zip(critic.named_parameters(), grads["usual"], errors, strict=True):
+            relative = error.norm() / torch.maximum(a.norm(), 1e-3 * total)
+            if tolerance < 0.01 and not relative < tolerance:
+                return f"{name}: the gradient of {key} differs by {relative:.1e}"
     return ""
 
 
-def measure(setting: Setting, device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    critic, variants = setting.make(device)
-    problem = differs(critic, variants)
-    if problem:
-        print(f"{setting.name}: {problem}, not timed")
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([t.norm() for t in tensors]).norm()
+
+
+def measure(setting: Setting, device: torch.device, rounds: int, peers: Peers | None = None) -> list[dict[str, Any]]:
+    """A row a variant; none where results differ, which is said. `peers` adds variants."""
+    problem = setting.make(device)
+    critic, variants = problem.critic, problem.variants
+    if peers is not None:
+        variants |= peers(problem, setting.name)
+    variants = {name: _in_precision(step, setting.dtype, device) for name, step in variants.items()}
+    difference = differs(critic, variants, TOLERANCES[setting.dtype])
+    if difference:
+        print(f"{setting.name}: {difference}, not timed")
         return []
-
-    def cleared(step: Step) -> Step:
-        def run() -> None:
-            critic.zero_grad(set_to_none=True)
-            step()
-
-        return run
-
-    variants = {name: cleared(step) for name, step in variants.items()}
+    variants = {name: _cleared(step, critic) for name, step in variants.items()}
     times = timing.interleaved(variants, device, rounds)
     base = times.get("no penalty", times["usual"]).median
     rows = []
     for name, taken in times.items():
-        counted = counts.count(variants[name])
+        counted = None if name.endswith(OPAQUE) else counts.count(variants[name])
         critic.zero_grad(set_to_none=True)
-        peak = counts.peak_bytes(variants[name], device)
+        peak = None if name.endswith(OPAQUE) else counts.peak_bytes(variants[name], device)
         rows.append(
             {
                 "case": setting.name,
                 "batch": setting.batch,
+                "dtype": setting.dtype,
                 "variant": name,
                 **taken.milliseconds(),
                 "of_no_penalty": round(taken.median / base, 3) if "no penalty" in times else "",
                 "speedup_over_usual": round(times["usual"].median / taken.median, 3),
                 "speedup_over_best": round(times["best"].median / taken.median, 3),
-                "ops": counted.ops,
-                "conv_units": counted.convolutions,
-                "mib_moved": round(counted.bytes / 2**20, 1),
-                "peak_mib": round(peak / 2**20, 1),
+                "ops": "" if counted is None else counted.ops,
+                "conv_units": "" if counted is None else counted.convolutions,
+                "mib_moved": "" if counted is None else round(counted.bytes / 2**20, 1),
+                "peak_mib": "" if peak is None else round(peak / 2**20, 1),
             }
         )
     return rows
 
 
-def main() -> None:
-    options = parser("steps", __doc__, 9).parse_args()
+def _cleared(step: Step, critic: nn.Module) -> Step:
+    def run() -> None:
+        critic.zero_grad(set_to_none=True)
+        step()
+
+    return run
+
+
+def _in_precision(step: Step, dtype: str, device: torch.device) -> Step:
+    if dtype == "float32":
+        return step
+
+    def run() -> None:
+        with torch.autocast(device.type, getattr(torch, dtype)):
+            step()
+
+    return run
+
+
+def line(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['case']:44} {row['batch']:>3} {row['dtype']:8} {row['variant']:20} {row['median_ms']:>9} ms "
+        f"{row['of_no_penalty']:>6} of none {row['speedup_over_usual']:>6} x usual "
+        f"{row['speedup_over_best']:>6} x best "
+        f"{row['ops']:>4} ops {row['conv_units']:>3} conv {row['mib_moved']:>8} MiB moved {row['peak_mib']:>7} MiB peak"
+    )
+
+
+def run(
+    settings: Iterable[Setting],
+    options: argparse.Namespace,
+    rounds: int,
+    peers: Peers | None = None,
+) -> list[dict[str, Any]]:
+    """Measures the settings that `--only` names, prints a line a row, and keeps all in `--out` after each setting."""
     device = torch.device(options.device)
-    settings, rounds = (QUICK, 3) if options.quick else (SETTINGS, options.rounds)
     about, rows = machine(device), []
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     for setting in settings:
         if options.only not in setting.name:
             continue
-        for row in measure(setting, device, rounds):
+        for row in measure(setting, device, rounds, peers):
             rows.append({**row, **about})
-            print(
-                f"{row['case']:44} {row['variant']:10} {row['median_ms']:>9} ms {row['of_no_penalty']:>6} of none "
-                f"{row['speedup_over_usual']:>6} x usual {row['speedup_over_best']:>6} x best {row['ops']:>4} ops "
-                f"{row['conv_units']:>3} conv {row['mib_moved']:>8} MiB moved {row['peak_mib']:>7} MiB peak",
-                flush=True,
-            )
-    if options.out and rows:
-        save(options.out, rows)
+            print(line(row), flush=True)
+        if options.out and rows:
+            save(options.out, rows)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser("steps", __doc__, 9).parse_args(arguments)
+    run(QUICK if options.quick else SETTINGS, options, 3 if options.quick else options.rounds)
 
 
 if __name__ == "__main__":

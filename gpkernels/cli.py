@@ -1,4 +1,4 @@
-"""The command line: gpkernels train | sample | evaluate | presets | losses | doctor.
+"""The command line: gpkernels train | sample | evaluate | prepare | presets | losses | doctor.
 
 What a person can put right ends in one line on stderr and exit code 2, without a traceback.
 """
@@ -45,6 +45,8 @@ def _complain(message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from gpkernels.training.data.command import add_command as add_prepare
+
     parser = _Parser(prog="gpkernels", description="Exact gradient penalties for GAN training.")
     parser.add_argument("--version", action="version", version=f"gpkernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
@@ -57,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="seed of the latent vectors (default: 0)")
     sample.set_defaults(run=_sample)
     add_evaluate(commands)
+    add_prepare(commands)
     presets = commands.add_parser("presets", help="list the presets of train")
     presets.set_defaults(run=_presets)
     add_losses(commands)
@@ -96,7 +99,16 @@ def _need_train_extra() -> None:
         ) from None
 
 
-_CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data", "accumulate", "sync_batchnorm"}
+_CHANGEABLE_ON_RESUME = {
+    "epochs",
+    "steps",
+    "device",
+    "log_every",
+    "data",
+    "cache",
+    "accumulate",
+    "sync_batchnorm",
+}
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import torch
 from ranks import trained, weights
 from threads import one_thread  # noqa: F401
 
-from benchmarks import scaling
+from benchmarks import processes as model
 from gpkernels.training import Learner, TrainConfig
 from gpkernels.training.models.batch_norm import SyncBatchNorm2d, synchronise
 from gpkernels.training.processes import Processes
@@ -72,7 +72,7 @@ def exchanged():
     """Bytes and messages of a step of float32."""
     torch.set_default_dtype(torch.float32)
     learner = Learner(TrainConfig(**ranks.TINY, critic_steps=2, accumulate=2), ranks.image_set())
-    with scaling.counted(learner) as traffic:
+    with model.counted(learner) as traffic:
         learner.train_step()
     torch.set_default_dtype(torch.float64)
     return traffic.bytes, traffic.messages
@@ -218,10 +218,10 @@ def test_counted_traffic_is_the_gradients_and_the_statistics(two):
 
 def test_scaling_model():
     """By hand: 1 GB over 10 GB/s by 4 processes takes 1.5 / 10 s, and 3 messages 4 hops each."""
-    traffic, link = scaling.Traffic(10**9, 3), scaling.Link(1e10, 1e-3)
-    assert scaling.predicted(0.5, traffic, link, 1) == 0.5
-    assert scaling.predicted(0.5, traffic, link, 4) == pytest.approx(0.5 + 0.15 + 0.012)
+    traffic, link = model.Traffic(10**9, 3), model.Link(1e10, 1e-3)
+    assert model.predicted(0.5, traffic, link, 1) == 0.5
+    assert model.predicted(0.5, traffic, link, 4) == pytest.approx(0.5 + 0.15 + 0.012)
     config = TrainConfig(batch_size=10)
-    table = scaling.report(config, 0.5, traffic, link, [1, 4]).splitlines()
+    table = model.report(config, 0.5, traffic, link, [1, 4]).splitlines()
     assert table[0].startswith("A model, not a measurement")
     assert table[-2:] == ["| 1 | 10 | 500.0 | 20 | 100% |", "| 4 | 40 | 662.0 | 60 | 76% |"]

@@ -38,7 +38,11 @@ class TrainConfig:
     """A run of the reference trainer. The defaults are LS-GAN-PG with the settings of its public code."""
 
     preset: str = _setting("ls-gan-pg", "name of the preset the other settings start from")
-    data: str = _setting("lfw-mini", "lfw-mini, fashion-mnist, fashion-mnist:PATH, folder:PATH or celeba:PATH")
+    data: str = _setting(
+        "lfw-mini",
+        "lfw-mini, fashion-mnist[:PATH], folder:PATH (a folder or .zip) or celeba:PATH (torchvision's or Kaggle's "
+        "folders, parquet files, a folder of the images, .zip)",
+    )
     image_size: int | None = _setting(
         None, "side of the square images: 32, 64 or 128 (default: 32 for lfw-mini and fashion-mnist, else 64)"
     )
@@ -51,6 +55,7 @@ class TrainConfig:
     crop: str = _setting("178", "celeba: side of the crop before resizing, in pixels", choices=CROPS)
     split: str = _setting("train", "celeba: the official part to train on", choices=SPLITS)
     max_images: int | None = _setting(None, "use only the first this many images (default: all)", minimum=1)
+    cache: str | None = _setting(None, "folder of prepared images (default: $GPKERNELS_CACHE, else ~/.cache/gpkernels)")
     flip: bool = _setting(True, "mirror images at random")
     shift: int | None = _setting(
         None, "shift images at random by up to this many pixels (default: 1 for lfw-mini, else 0)", minimum=0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -62,6 +63,9 @@ class Learner(Updates):
         self.fixed_z = models.draw_z(config, SAMPLES, torch.Generator().manual_seed(config.seed))
         self.step = 0
         self._graphs: dict[tuple[bool, ...], Callable[..., dict[str, Tensor]]] = {}
+        self.input_seconds = 0.0
+        """How long steps have waited for their images."""
+        images.reside_on(self.device)
 
     @property
     def total_steps(self) -> int:
@@ -118,8 +122,10 @@ class Learner(Updates):
 
     def _images(self, number: int, drawn: torch.Generator) -> Inputs:
         config, shard = self.config, self.processes.shard
+        started = time.perf_counter()
         images = self.images.batch(config, number, drawn, shard)
         found = {"real": images.to(self.device, memory_format=self.memory_format)}
+        self.input_seconds += time.perf_counter() - started
         if config.condition != "none":
             labels = self.images.batch_labels(config, number, shard)
             found |= {name: value.to(self.device) for name, value in zip(("y", "known"), labels, strict=True)}

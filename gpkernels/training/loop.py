@@ -75,16 +75,17 @@ class Trainer(Learner):
         return finished
 
     def _train(self) -> None:
-        started, images = time.perf_counter(), 0
+        started, images, waited = time.perf_counter(), 0, self.input_seconds
         while self.step < self.total_steps and not self.processes.any(self._stopping):
             terms = self.train_step()
             self._tell("on_step", terms)
             images += self._step_images
             last = self.step == self.total_steps
             if self.step % self.config.log_every == 0 or self.step == 1 or last:
-                rate = images / (time.perf_counter() - started)
-                self.log(self._record(terms), images_per_second=rate)
-                started, images = time.perf_counter(), 0
+                seconds = time.perf_counter() - started
+                share = (self.input_seconds - waited) / seconds
+                self.log(self._record(terms), images_per_second=images / seconds, input_share=share)
+                started, images, waited = time.perf_counter(), 0, self.input_seconds
             epochs = self.epochs_after(self.step)
             if epochs > self.epochs_after(self.step - 1):
                 self._tell("on_epoch", epochs)

@@ -56,7 +56,7 @@ class Reporter:
 
     def update(self, done: int, text: str) -> None:
         if self.live:
-            self._bar.update(self._task, completed=done, text=text)
+            self._bar.update(self._task, completed=done, total=self.total, text=text)
         elif time.monotonic() - self._last_line >= _LINE_SECONDS or done == self.total:
             self._last_line = time.monotonic()
             self.say(f"{done}/{self.total}  {text}")

@@ -1,0 +1,86 @@
+"""`python -m benchmarks.matrix`: whole critic steps over the zoo: critics x penalties x image sizes x batches.
+
+As `benchmarks.steps`, for many settings in fewer rounds; --picture draws how much faster than the usual code, and how
+much slower than a step without a penalty, each cell is. bfloat16 is autocast's, with float32 penalties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.critics import CRITICS
+from benchmarks.machine import parser
+from benchmarks.steps import STEPS, Setting, run
+
+PENALTIES = tuple(name for name in STEPS if name != "penalty step")
+WIDTHS = {"MLP": 512}
+"""In units of `CRITICS`; 16 for all others."""
+
+
+def setting(step: str, critic: str, size: int, batch: int, dtype: str = "float32") -> Setting:
+    return Setting(step, critic, WIDTHS.get(critic, 16), batch, size, dtype)
+
+
+SETTINGS = [
+    setting(step, critic, size, 64 if size == 32 else 16)
+    for critic, row in CRITICS.items()
+    for size in row.sizes
+    for step in PENALTIES
+] + [
+    setting(step, critic, 64, 16, "bfloat16")
+    for critic in ("DCGAN none", "DCGAN batch", "SNGAN-ResNet")
+    for step in PENALTIES
+]
+QUICK = [setting(step, critic, 32, 4) for step in PENALTIES[:1] for critic in CRITICS]
+
+
+def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Two panels: speed over the usual code, and cost in steps without a penalty."""
+    from matplotlib.colors import Normalize, TwoSlopeNorm
+    from matplotlib.figure import Figure
+
+    ours = [row for row in rows if row["variant"] == "gpkernels"]
+    across = list(dict.fromkeys(row["case"].partition(",")[0] for row in ours))
+    down = list(dict.fromkeys(_critic(row) for row in ours))
+    cells = {(_critic(row), row["case"].partition(",")[0]): row for row in ours}
+    figure = Figure(figsize=(13, 1.5 + 0.25 * len(down)), layout="constrained")
+    panels = (
+        ("speedup_over_usual", "times as fast as the usual code", "RdYlGn", TwoSlopeNorm(1, 0.5, 3)),
+        ("of_no_penalty", "cost, in steps without a penalty", "YlOrRd", Normalize(1, 4)),
+    )
+    for axes, (column, title, colours, norm) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        values = [
+            [float(cells[key][column]) if (key := (name, step)) in cells else float("nan") for step in across]
+            for name in down
+        ]
+        axes.imshow(values, aspect="auto", cmap=colours, norm=norm)
+        for y, line in enumerate(values):
+            for x, value in enumerate(line):
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7)
+        axes.set_xticks(range(len(across)), across, fontsize=8)
+        axes.set_yticks(range(len(down)), down, fontsize=7)
+        axes.set_title(title, fontsize=10)
+    first = rows[0]
+    figure.suptitle(f"{first['machine']}, torch {first['torch']}, {first['date']}", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def _critic(row: Mapping[str, Any]) -> str:
+    dtype = "" if row["dtype"] == "float32" else f", {row['dtype']}"
+    return f"{row['case'].partition(', ')[2]}, batch {row['batch']}{dtype}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    flags = parser("matrix", __doc__, 5)
+    flags.add_argument("--picture", type=Path, help="draw the rows into this PNG file")
+    options = flags.parse_args(arguments)
+    rows = run(QUICK if options.quick else SETTINGS, options, 3 if options.quick else options.rounds)
+    if options.picture and rows:
+        draw(options.picture, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The benchmarks of steps: variants that must agree, parts that can be switched off, graphs without zeros, fits."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from threads import one_thread  # noqa: F401
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def module(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.mark.parametrize("step", ["penalty step", "LS-GAN-PG step", "WGAN-GP step", "R1 step", "DRAGAN step"])
+def test_variants_of_every_step_agree_on_every_critic(module, step):
+    """What is timed computes the same: on each critic of the zoo, in its smallest size."""
+    steps, critics = module("steps"), module("critics")
+    for name, critic in critics.CRITICS.items():
+        setting = steps.Setting(step, name, 4, 2, critic.sizes[0])
+        problem = setting.make(CPU)
+        assert steps.differs(problem.critic, problem.variants, 1e-3) == "", name
+
+
+def test_a_wrong_variant_is_not_timed(module, monkeypatch, capsys):
+    steps = module("steps")
+    monkeypatch.setattr(steps, "linear", lambda grad: 10.1 * grad.flatten(1).norm(2, dim=1).mean())
+    assert steps.measure(steps.Setting("LS-GAN-PG step", "DCGAN none", 4, 2, 32), CPU, 1) == []
+    assert "gpkernels: the gradient differs by" in capsys.readouterr().out
+
+
+def test_critics_are_of_their_sizes(module):
+    critics = module("critics")
+    for name, critic in critics.CRITICS.items():
+        for size in critic.sizes:
+            net = critic.build(4, size)
+            scores = net(torch.randn(2, *critic.shape(size)))
+            assert scores.shape[0] == 2, (name, size)
+
+
+@pytest.mark.parametrize("critic", ["DCGAN none", "DCGAN layer", "MLP"])
+def test_a_graph_without_zeros_gives_the_same(module, critic):
+    """Bit for bit what it gave with them, with fewer convolutions where there were zero streams."""
+    peers, zeros, counts = module("peers"), module("zeros"), module("counts")
+    problem = module("steps").Setting("penalty step", critic, 4, 3, 32).make(CPU)
+    parameters = peers._parameters(problem.critic)
+    whole = peers.make_fx(peers.nested(problem.critic))(parameters, problem.real)
+    wanted, before = whole(parameters, problem.real), counts.count(lambda: whole(parameters, problem.real))
+    assert zeros.propagate(whole) > 0
+    got, after = whole(parameters, problem.real), counts.count(lambda: whole(parameters, problem.real))
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    assert after.ops < before.ops
+    if critic == "DCGAN none":
+        assert after.convolutions < before.convolutions
+
+
+def test_zeros_reach_results_and_sums(module):
+    def function(x):
+        z = torch.zeros_like(x) * x
+        return x + z, z - x, (z @ x).sum(), x * 2
+
+    graph = module("peers").make_fx(function)(torch.randn(3, 3))
+    module("zeros").propagate(graph)
+    x = torch.randn(3, 3)
+    for got, wanted in zip(graph(x), function(x), strict=True):
+        assert torch.equal(got, wanted)
+    assert [str(n.target) for n in graph.graph.nodes if n.op == "call_function" and "mm" in str(n.target)] == []
+
+
+def test_parts_of_the_engine_are_switched_on_in_turn(module):
+    """Each part of the ablation takes something away, and the table is whole again afterwards."""
+    ablation, counts, steps = module("ablation"), module("counts"), module("steps")
+    from gpkernels.double_backward import bilinear, mode
+
+    table, wins = mode.BY_FUNCTION, bilinear.wins
+    problem = steps.Setting("LS-GAN-PG step", "DCGAN batch", 8, 8, 32).make(CPU)
+    variants = {**problem.variants, **ablation.variants(problem, "")}
+    ops = {name: counts.count(variants[name]).ops for name in ("best", *ablation.PARTS)}
+    assert ops["norms"] < ops["activations"] < ops["best"]
+    assert ops["first layers"] == ops["norms"]
+    assert (mode.BY_FUNCTION, bilinear.wins) == (table, wins)
+    with ablation.only(["relu"], False):
+        assert {row.name for row in mode.BY_FUNCTION.values()} == {"relu"}
+
+
+def test_jax_computes_the_same(module):
+    pytest.importorskip("jax")
+    jax_critics, steps = module("jax_critics"), module("steps")
+    for critic in ("DCGAN none", "MLP"):
+        problem = steps.Setting("penalty step", critic, 8, 4, 32).make(CPU)
+        step = module("peers")._step(problem.critic, jax_critics.gradients(problem.critic), problem.real)
+        assert steps.differs(problem.critic, {"usual": problem.variants["usual"], "jax": step}, 1e-3) == ""
+
+
+def test_jax_names_the_layer_it_has_not(module, monkeypatch):
+    """Found out before anything is compiled."""
+    monkeypatch.setitem(sys.modules, "jax", sys)
+    sys.numpy = None
+    try:
+        with pytest.raises(NotImplementedError, match="no JAX form of BatchNorm2d"):
+            module("jax_critics").gradients(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    finally:
+        del sys.numpy
+
+
+def test_slope_is_the_power(module):
+    power, intercept = module("scaling").slope([1, 2, 8], [3.0, 3 * 2**1.5, 3 * 8**1.5])
+    assert (power, math.exp(intercept)) == pytest.approx((1.5, 3.0))
+
+
+def test_pictures_of_committed_or_quick_results(module, tmp_path):
+    """From the rows of one small setting."""
+    steps, ablation, matrix = module("steps"), module("ablation"), module("matrix")
+    setting = steps.Setting("LS-GAN-PG step", "DCGAN none", 4, 2, 32)
+    about = module("machine").machine(CPU)
+    found = [{**row, **about} for row in steps.measure(setting, CPU, 1, ablation.variants)]
+    for name, draw in (("ablation", ablation.draw), ("matrix", matrix.draw)):
+        draw(tmp_path / f"{name}.png", found)
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bfloat16_steps_agree_within_their_precision(module):
+    steps = module("steps")
+    setting = steps.Setting("R1 step", "DCGAN none", 8, 8, 32, "bfloat16")
+    found = steps.measure(setting, CPU, 1)
+    assert [row["dtype"] for row in found] == ["bfloat16"] * 4
+
+
+def test_counts_are_the_committed_ones(module):
+    """Launches and convolutions of the usual code and of ours, the same on any machine."""
+    gate = module("gate")
+    committed = {row["case"]: row for row in module("experiments").read(gate.FILE)}
+    assert set(committed) == set(gate.MEASURED)
+    assert gate.differences(committed, gate.all_counts()) == []
+
+
+def test_gate_names_what_changed(module):
+    gate = module("gate")
+    was = {"a": dict.fromkeys(gate.COLUMNS, "3")}
+    now = {"a": {**was["a"], "ops_gpkernels": "4"}, "b": was["a"]}
+    assert gate.differences(was, now)[0] == "a: ops_gpkernels is 4, was 3"
+    assert len(gate.differences(was, now)) == 1 + len(gate.COLUMNS)
+
+
+def test_gate_fails_on_a_loss_of_more_than_a_tenth(module, monkeypatch, tmp_path, capsys):
+    """Measured twice, and only against the same machine."""
+    gate = module("gate")
+    monkeypatch.setattr(gate, "FILE", tmp_path / "gate.csv")
+    monkeypatch.setattr(gate, "SETTINGS", [])
+    ratios = {"a": [2.0], "b": [3.0]}
+    monkeypatch.setattr(
+        gate,
+        "MEASURED",
+        {name: lambda rounds, left=left: {"case": "", "over_usual": left.pop(0)} for name, left in ratios.items()},
+    )
+    assert gate.main(["--update"]) == 0
+    ratios["a"] += [1.81]
+    ratios["b"] += [2.0, 2.71]
+    assert gate.main([]) == 0  # b was slow once
+    ratios["a"] += [1.7, 1.79]
+    ratios["b"] += [3.0]
+    assert gate.main([]) == 1
+    assert "a: 1.79x the usual code, was 2.00x" in capsys.readouterr().out
+    monkeypatch.setattr(gate, "machine", lambda device: {"machine": "another"})
+    ratios["a"] += [1.0]
+    ratios["b"] += [1.0]
+    assert gate.main([]) == 0
+    assert "of another machine" in capsys.readouterr().out
