@@ -117,7 +117,7 @@ def test_a_cell_of_each_loss_is_plain_autograd(loss, in_float64):
         parameter.data *= 10  # N(0, 0.02) would leave the gradient at 1e-6
     real, fake, y = torch.randn(4, 1, 32, 32), torch.randn(4, 1, 32, 32), torch.tensor([0, 1, 1, 0])
     labels = (y,) if critic.classes else ()
-    score_real, score_fake, penalty = Penalties(config)(critic, Batch(real, labels), fake, torch.Generator())
+    score_real, score_fake, penalty = Penalties(config)(critic, Batch(real, labels), fake, {})
     got = make_objective(config).critic(score_real, score_fake, Batch(real, labels), fake).loss + penalty
 
     points = fake if kind == "r2" else real

@@ -4,10 +4,11 @@ import pytest
 import torch
 from threads import one_thread  # noqa: F401
 
-import gpkernels as gp
 from gpkernels.training import Learner, TrainConfig, Trainer, data, from_preset, models
+from gpkernels.training.draws import AROUND
 from gpkernels.training.objective import Batch, Penalties, make_objective
 from gpkernels.training.optimizers import clip_weights
+from gpkernels.training.processes import Processes
 
 
 @pytest.mark.parametrize(("loss", "real", "fake"), [("hinge", 3.0, 1.0), ("ls-gan", 1.0, 3.0), ("gls-gan", 1.0, 3.0)])
@@ -25,9 +26,9 @@ def test_every_update_of_the_critic_has_images_of_its_own(tmp_path, monkeypatch,
     run = Trainer(config, data.load(config), tmp_path)
     numbers, plain = [], run.images.batch
 
-    def batch(config, number, draws):
+    def batch(config, number, draws, shard):
         numbers.append(number)
-        return plain(config, number, draws)
+        return plain(config, number, draws, shard)
 
     monkeypatch.setattr(run.images, "batch", batch)
     for _ in range(3):
@@ -71,15 +72,29 @@ def test_the_norm_runs_over_what_its_kind_is_published_with(settings, wanted):
 
 def test_a_penalty_as_published_code_has_it():
     """Dong and Yang's: weights between pairs for each element, a constant under the root."""
-    config = TrainConfig(penalty="coupled", penalty_per_element=True, penalty_norm_eps=0.5, penalty_weight=2.0)
+    settings = {"penalty_per_element": True, "penalty_norm_eps": 0.5, "penalty_weight": 2.0}
+    config = TrainConfig(penalty="coupled", batch_size=4, **settings)
     critic, slope = torch.nn.Linear(6, 1).double(), torch.randn(6, dtype=torch.float64)
     critic.forward = lambda x: (x.flatten(1) ** 3 * slope).sum(1)
     real, fake = (torch.randn(4, 1, 2, 3, dtype=torch.float64) for _ in range(2))
-    _, _, penalty = Penalties(config)(critic, Batch(real), fake, torch.Generator().manual_seed(3))
-    eps = gp.interpolate(torch.ones_like(real), 0 * real, per_element=True, generator=torch.Generator().manual_seed(3))
+    alone = Processes(torch.device("cpu"))
+    eps = AROUND["coupled"].draw(config, real, torch.Generator().manual_seed(3), alone)
+    assert eps.shape == real.shape
+    assert 0 <= eps.min() < eps.max() < 1
+    _, _, penalty = Penalties(config)(critic, Batch(real), fake, {"coupled": eps})
     x = (eps * real + (1 - eps) * fake).flatten(1)
     n = (0.5 + (3 * x**2 * slope).square().sum(1)).sqrt()
     assert penalty.item() == pytest.approx(2 * (n - 1).square().mean().item(), rel=1e-6)
+
+
+def test_normal_noise_is_of_its_own_size():
+    """Whatever the images' standard deviation; uniform noise is in units of that."""
+    real = 100 * torch.randn(2, 3, 64, 64)
+    alone = Processes(torch.device("cpu"))
+    for noise, wanted in (("normal", 0.25), ("uniform", 0.25 * 100 / 3**0.5)):
+        config = TrainConfig(penalty="local", penalty_noise=noise, penalty_scale=0.25, batch_size=2)
+        drawn = AROUND["local"].draw(config, real, torch.Generator().manual_seed(3), alone)
+        assert drawn.std().item() == pytest.approx(wanted, rel=0.05)
 
 
 @pytest.mark.parametrize("loss", ["ls-gan", "relativistic-average"])

@@ -64,7 +64,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     _need_train_extra()
     from gpkernels.training import checkpoint
-    from gpkernels.training.learner import pick_device
+    from gpkernels.training.processes import pick_device
 
     for name in ("n", "mre_images"):
         if getattr(options, name) < 1:

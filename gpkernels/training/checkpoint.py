@@ -28,6 +28,7 @@ _KEYS = {
     "critic",
     "optimizers",
     "penalties",
+    "precision",
     "rng",
 }
 

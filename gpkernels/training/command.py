@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpkernels.errors import UserError
+
+if TYPE_CHECKING:
+    from gpkernels.training.callbacks import Callback
+    from gpkernels.training.config import TrainConfig
+    from gpkernels.training.processes import Processes
 
 GROUPS = {
     "preset": ("settings to start from", "The defaults below are ls-gan-pg's; other presets have their own."),
@@ -22,7 +28,16 @@ GROUPS = {
 
 _TRAIN = """Trains a GAN into a run folder: config.json, log.jsonl, samples, curves, checkpoint, report.html.
 A setting is taken from its flag, else from --config, else from the preset."""
-_CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data", "cache"}
+_CHANGEABLE_ON_RESUME = {
+    "epochs",
+    "steps",
+    "device",
+    "log_every",
+    "data",
+    "cache",
+    "accumulate",
+    "sync_batchnorm",
+}
 
 
 def add_commands(commands: Any) -> None:
@@ -90,10 +105,10 @@ def _train(options: argparse.Namespace) -> int:
     from gpkernels.cli import _need_train_extra
 
     _need_train_extra()
-    from gpkernels.training import Trainer, checkpoint, config_file, data
+    from gpkernels.training import checkpoint, config_file, processes
     from gpkernels.training.callbacks import Report, Trackers
     from gpkernels.training.config import TrainConfig, flag, settings
-    from gpkernels.training.progress import Progress, Reporter
+    from gpkernels.training.progress import Progress
 
     given = {name: getattr(options, name) for name in settings() if hasattr(options, name)}
     state = None
@@ -112,10 +127,23 @@ def _train(options: argparse.Namespace) -> int:
         config = config_file.with_overrides(options.config, given)
         if options.out is not None and (options.out / checkpoint.NAME).exists():
             raise UserError(f"--out: {options.out} already holds a run; --resume goes on with it")
-    out = options.out or _new_folder(config.preset)
-    trackers = Trackers(*_tracker_names(options.tracker, out if options.resume else None))
+    with processes.join(config.device) as joined:
+        out = joined.agree(lambda: options.out or _new_folder(config.preset))
+        callbacks: list[Callback] = []
+        if joined.main:
+            callbacks = [Progress(), Trackers(*_tracker_names(options.tracker, out if options.resume else None))]
+            callbacks += [Report()] * options.report
+        return _run(config, state, out, joined, callbacks)
 
-    with Reporter(1, what="reading images") as reading:
+
+def _run(
+    config: TrainConfig, state: dict[str, Any] | None, out: Path, joined: Processes, callbacks: Sequence[Callback]
+) -> int:
+    """Trains, as one of the processes of a run; the main one speaks."""
+    from gpkernels.training import Trainer, checkpoint, data
+    from gpkernels.training.progress import Reporter
+
+    with joined.one_first(), Reporter(1, what="reading images", quiet=not joined.main) as reading:
 
         def progress(done: int, total: int) -> None:
             reading.total = total
@@ -131,15 +159,16 @@ def _train(options: argparse.Namespace) -> int:
         raise UserError(
             f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
         )
-    callbacks = (Progress(), trackers, *((Report(),) if options.report else ()))
-    trainer = Trainer(config, images, out, callbacks=callbacks, resume=state)
+    trainer = Trainer(config, images, out, callbacks=callbacks, resume=state, processes=joined)
     with _StopOnSignal(trainer.stop):
         finished = trainer.run()
+    if not joined.main:
+        return 0
     if not finished:
         print(f"stopped after step {trainer.step}, saved. Go on with: gpkernels train --out {out} --resume")
         return 0
     newest = max((out / "samples").glob("epoch_*.png"))
-    report = f"report {out / 'report.html'}, " if options.report else ""
+    report = f"report {out / 'report.html'}, " if (out / "report.html").is_file() else ""
     print(f"done: {report}samples {newest}, curves {out / 'curves.png'}, checkpoint {out / checkpoint.NAME}")
     return 0
 
@@ -157,11 +186,12 @@ def _tracker_names(wanted: str | None, resumed: Path | None) -> tuple[str, ...]:
 
 
 class _StopOnSignal:
-    """Turns Ctrl-C and SIGTERM into a call of `stop`; a second one is immediate."""
+    """Turns Ctrl-C and SIGTERM into a call of `stop`; a second one is immediate, but for one within a second of the
+    first: a launcher passes on what the terminal has sent already."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
-        self._requested = False
+        self._requested: float | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopOnSignal:
@@ -174,10 +204,12 @@ class _StopOnSignal:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: object) -> None:
-        if self._requested:
+        now = time.monotonic()
+        if self._requested is None:
+            self._requested = now
+            self._stop()
+        elif now - self._requested > 1:
             raise KeyboardInterrupt
-        self._requested = True
-        self._stop()
 
 
 def _new_folder(preset: str) -> Path:
@@ -213,7 +245,7 @@ def _report(options: argparse.Namespace) -> int:
     import dataclasses
 
     from gpkernels.training import checkpoint, data, report
-    from gpkernels.training.learner import pick_device
+    from gpkernels.training.processes import pick_device
 
     device = pick_device(options.device)
     generator, config, step = checkpoint.load_generator(options.folder)

@@ -27,6 +27,7 @@ PENALTY_KINDS = ("none", *KINDS, "r1+r2")
 OPTIMIZERS = ("adam", "rmsprop")
 CROPS = ("178", "148", "140", "128", "108", "none")
 SPLITS = ("train", "valid", "test", "all")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def _setting(default: Any, doc: str, *, choices: tuple[str, ...] | None = None, minimum: float | None = None) -> Any:
@@ -149,6 +150,21 @@ class TrainConfig:
     seed: int = _setting(0, "seed of everything random; a seeded run repeats bit for bit on the CPU", minimum=0)
     device: str = _setting("auto", "auto (cuda where there is one), cpu, cuda, cuda:1, ...")
     channels_last: bool = _setting(True, "keep images and weights in channels_last memory, which is faster")
+    precision: str = _setting(
+        "fp32",
+        "numbers that the nets compute in, by autocast; weights, losses and penalties stay fp32, fp16 scales gradients",
+        choices=PRECISIONS,
+    )
+    accumulate: int = _setting(
+        1,
+        "compute each batch in this many equal parts and add their gradients: less memory, the same step, but that "
+        "BatchNorm sees a part at a time",
+        minimum=1,
+    )
+    sync_batchnorm: bool = _setting(
+        True, "several processes: BatchNorm's statistics are those of the whole batch, not of each process's part"
+    )
+    cuda_graph: bool = _setting(False, "run each step as one CUDA graph, which small nets on a GPU gain from")
     log_every: int = _setting(10, "steps between lines of the log", minimum=1)
 
     def __post_init__(self) -> None:
@@ -176,6 +192,13 @@ class TrainConfig:
         self._check_loss()
         if self.penalty_interval > 1 and self.optimizer != "adam":
             raise UserError(f"--penalty-interval: wanted 1 for optimizer {self.optimizer}, got {self.penalty_interval}")
+        self._check_around()
+        self._check_scale()
+        for name in ("beta1", "beta2", "ema"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"{flag(name)}: wanted a number below 1, got {getattr(self, name):g}")
+
+    def _check_around(self) -> None:
         for name in ("penalty_noise", "penalty_scale"):
             if getattr(self, name) is not None and self.penalty != "local":
                 raise UserError(f"{flag(name)}: wanted --penalty local, which draws noise, got {self.penalty}")
@@ -185,9 +208,6 @@ class TrainConfig:
             raise UserError(f"--penalty-per-element: wanted --penalty coupled, which weighs pairs, got {self.penalty}")
         if self.penalty_norm_eps and self.penalty_norm != "l2":
             raise UserError(f"--penalty-norm-eps: wanted --penalty-norm l2, which has a root, got {self.penalty_norm}")
-        for name in ("beta1", "beta2", "ema"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"{flag(name)}: wanted a number below 1, got {getattr(self, name):g}")
 
     def _check_loss(self) -> None:
         sensitive = self.loss in FAMILY
@@ -205,6 +225,18 @@ class TrainConfig:
             raise UserError(f"--condition: wanted classes for loss 'cls-gan', got {self.condition}")
         if self.condition == "classes" and not sensitive:
             raise UserError(f"--loss: wanted {', '.join(FAMILY)} for condition classes, got {self.loss!r}")
+
+    def _check_scale(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise UserError(f"--accumulate: wanted a divisor of --batch-size {self.batch_size}, got {self.accumulate}")
+        if not self.cuda_graph:
+            return
+        if self.device == "cpu":
+            raise UserError("--cuda-graph: wanted a GPU, got --device cpu")
+        if self.precision == "fp16":
+            raise UserError("--cuda-graph: wanted --precision fp32 or bf16, whose step reads nothing back, got fp16")
+        if self.spectral_norm:
+            raise UserError("--cuda-graph: wanted --no-spectral-norm, whose vectors the host moves between steps")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import gpkernels as gp
 from gpkernels.errors import UserError
-from gpkernels.losses import presume_labels
-from gpkernels.training import checkpoint, models, plugins
+from gpkernels.training import checkpoint, draws, models, plugins
+from gpkernels.training import processes as processes_module
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
-from gpkernels.training.models.norms import still_statistics
+from gpkernels.training.models.batch_norm import synchronise
 from gpkernels.training.objective import Batch, Penalties
-from gpkernels.training.optimizers import clip_weights, make_optimizer
+from gpkernels.training.optimizers import make_optimizer
+from gpkernels.training.precision import Precision
+from gpkernels.training.processes import Processes
+from gpkernels.training.updates import Inputs, Updates
 
 SAMPLES = 64
 
 
-class Learner:
+class Learner(Updates):
     """Generator, critic and the generator's average, and `train_step`, which moves them on by one step.
 
     Everything random of a step is a function of (seed, step): a learner that loaded the state of another goes on as
-    that would have done, to the same bits on a CPU.
+    that would have done, to the same bits on a CPU. With several `processes` (default: those joined) each takes its
+    part of every batch; together they are, up to rounding, one that takes all of it.
 
     `generator`, `critic` and `objective` take the place of the config's (see `plugins`); the nets are moved to the
     device and trained themselves, not copies. Raises UserError where they do not fit the config and the images.
@@ -41,16 +47,22 @@ class Learner:
         generator: nn.Module | None = None,
         critic: nn.Module | None = None,
         objective: Any = None,
+        processes: Processes | None = None,
     ) -> None:
         images = plugins.image_set(images)
         self.config, self.images = config, images
         self.given = plugins.given(generator=generator, critic=critic, objective=objective)
         self.classes = 0 if config.condition == "none" else images.classes
-        self.device = pick_device(config.device)
+        self.processes = processes or processes_module.current(config.device)
+        self.device = self.processes.device
+        check_parts(config, self.processes)
+        if config.cuda_graph and self.device.type != "cuda":
+            raise UserError(f"--cuda-graph: wanted a GPU, got --device {self.device}")
+        self.precision = Precision(config.precision, self.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         torch.manual_seed(config.seed)
         self.generator, self.critic = (
-            net.to(self.device, memory_format=self.memory_format)
+            net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
             for net in plugins.nets(config, images, generator, critic)
         )
         self.ema = copy.deepcopy(self.generator).to(memory_format=torch.contiguous_format)
@@ -58,12 +70,16 @@ class Learner:
         self.objective, self.penalties = plugins.objective(config, objective), Penalties(config)
         if self.given:
             plugins.check(self)
+        if config.sync_batchnorm and self.processes.count > 1:
+            synchronise(self.generator), synchronise(self.critic)
+        self._parallel = {name: self.processes.parallel(getattr(self, name)) for name in ("generator", "critic")}
         self.optimizers = {
             name: make_optimizer(config, name, getattr(self, name).parameters(), self.penalties)
             for name in ("generator", "critic")
         }
         self.fixed_z = models.draw_z(config, SAMPLES, torch.Generator().manual_seed(config.seed))
         self.step = 0
+        self._graphs: dict[tuple[bool, ...], Callable[..., dict[str, Tensor]]] = {}
         self.input_seconds = 0.0
         """How long steps have waited for their images."""
         images.reside_on(self.device)
@@ -81,85 +97,56 @@ class Learner:
         return self.config.batch_size * self.config.critic_steps
 
     def train_step(self) -> dict[str, Tensor]:
-        """The updates of the critic and one of the generator. Returns the last terms, detached scalars."""
-        config = self.config
-        draws = self._draws(self.step)
-        for index in range(config.critic_steps):
-            batch = self._batch(self.step * config.critic_steps + index, draws)
-            # the critic sees images without a graph; the generator's own update may go through those of its last one
-            with torch.set_grad_enabled(index == config.critic_steps - 1 and not config.fresh_z):
-                fake = self._generate(batch, draws)
-            terms = self._update_critic(batch, fake, draws)
-        if config.fresh_z:
-            fake = self._generate(batch, draws)
-        generator_loss = self._update_generator(batch, fake)
-        self._update_average()
+        """The updates of the critic and one of the generator. Returns the last terms: detached scalars, of this
+        process's part of the batch, which the next step may overwrite."""
+        calls, count = self.penalties.calls, self.config.critic_steps
+        inputs = self._inputs()
+        if self.config.cuda_graph:
+            leaves, layout = tree_flatten(inputs)
+            due = tuple(self.penalties.is_due(calls + i) for i in range(count))  # a graph has its branches fixed
+            if due not in self._graphs:
+                self._graphs[due] = gp.graphed(lambda *leaves: self._updates(tree_unflatten(leaves, layout)))
+            terms = self._graphs[due](*leaves)
+        else:
+            terms = self._updates(inputs)
+        self.penalties.calls = calls + count
         self.step += 1
-        return {**terms, "generator_loss": generator_loss}
+        return terms
 
-    def _update_critic(self, batch: Batch, fake: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
-        fake = fake.detach()
-        score_real, score_fake, penalty = self.penalties(self.critic, batch, fake, draws)
-        found = self.objective.critic(score_real, score_fake, batch, fake)
-        loss = found.loss + penalty
-        self._update("critic", loss)
-        if self.config.clip is not None:
-            clip_weights(self.critic.parameters(), self.config.clip)
-        terms = {"critic_loss": loss.detach(), **found.terms}
-        return {**terms, "penalty": penalty.detach()} if self.penalties.each else terms
-
-    def _update_generator(self, batch: Batch, fake: Tensor) -> Tensor:
-        self.critic.requires_grad_(False)
-        with still_statistics(self.critic):
-            score_real = self.critic(batch.real, *batch.y) if self.objective.needs_real else None
-            loss = self.objective.generator(self.critic(fake, *batch.y), score_real)
-        self._update("generator", loss)
-        self.critic.requires_grad_(True)
-        return loss.detach()
-
-    def _update(self, name: str, loss: Tensor) -> None:
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    def _update_average(self) -> None:
-        """The moving average of the generator and of its BatchNorm statistics, faster in the first steps."""
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, value in zip(_floating(self.ema), _floating(self.generator), strict=True):
-                average.lerp_(value, 1 - decay)
-
-    def _generate(self, batch: Batch, draws: torch.Generator) -> Tensor:
-        z = models.draw_z(self.config, len(batch.real), draws).to(self.device)
-        return self.generator(z, *batch.y)
+    def _inputs(self) -> dict[str, Any]:
+        """What the step takes from outside: all that is random, and what depends on its number."""
+        config, drawn = self.config, self._draws(self.step)
+        updates = []
+        for index in range(config.critic_steps):
+            update = self._images(self.step * config.critic_steps + index, drawn)
+            update["z"] = draws.latents(config, drawn, self.processes)
+            for kind in self.penalties.kinds:
+                if kind in draws.AROUND:
+                    update[kind] = draws.AROUND[kind].draw(config, update["real"], drawn, self.processes)
+            updates.append(update)
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))  # faster in the first steps
+        found = {"updates": updates, "ema": torch.tensor(1 - decay, device=self.device)}
+        if config.fresh_z:
+            found["z"] = draws.latents(config, drawn, self.processes)
+        return found
 
     def _draws(self, step: int) -> torch.Generator:
-        """The random numbers of a step, which depend on nothing but its number."""
-        return torch.Generator().manual_seed((self.config.seed << 32) + step + 1)
+        return draws.generator_of(self.config, step)
 
-    def _batch(self, number: int, draws: torch.Generator) -> Batch:
-        """The images of a critic's update, and their labels: where training may not know one, the critic's guess."""
-        config = self.config
+    def _batch(self, number: int, drawn: torch.Generator) -> Batch:
+        """This process's part of the batch of a critic's update."""
+        return self._as_batch(self._images(number, drawn))
+
+    def _images(self, number: int, drawn: torch.Generator) -> Inputs:
+        config, shard = self.config, self.processes.shard
         started = time.perf_counter()
-        real = self._to_device(self.images.batch(config, number, draws))
+        images = self.images.batch(config, number, drawn, shard)
+        found = {"real": images.to(self.device, memory_format=self.memory_format)}
         self.input_seconds += time.perf_counter() - started
-        if config.condition == "none":
-            return Batch(real)
-        y, known = (t.to(self.device) for t in self.images.batch_labels(config, number))
-        if config.labels is None:
-            return Batch(real, (y,))
-        y, weights = presume_labels(
-            self.critic.guess(real),
-            y,
-            known,
-            weight=config.unlabelled_weight,
-            confidence=config.unlabelled_confidence,
-        )
-        return Batch(real, (y,), weights)
-
-    def _to_device(self, images: Tensor) -> Tensor:
-        return images.to(self.device, memory_format=self.memory_format)
+        if config.condition != "none":
+            labels = self.images.batch_labels(config, number, shard)
+            found |= {name: value.to(self.device) for name, value in zip(("y", "known"), labels, strict=True)}
+        return found
 
     def sample(self, z: Tensor) -> Tensor:
         """Images of the averaged generator, on the CPU: (B, channels, size, size) in [-1, 1].
@@ -169,7 +156,7 @@ class Learner:
         return models.images_of(self.ema, z, models.labels_in_turn(self.classes, len(z)))
 
     def grad_norms(self) -> Tensor:
-        """The l2 norm of the critic's gradient at each real image of the last step, (B,), in eval mode.
+        """The l2 norm of the critic's gradient at each real image of the last step, this process's part, in eval mode.
 
         None is above the critic's Lipschitz constant, so the largest is a lower bound of it. Changes nothing.
         """
@@ -204,7 +191,7 @@ class Learner:
         for begin in range(0, len(held_out.images), 500):
             chosen = slice(begin, begin + 500)
             images = torch.from_numpy(held_out.images[chosen]).float() / 127.5 - 1
-            guessed = self.critic.guess(self._to_device(images)).argmax(1)
+            guessed = self.critic.guess(images.to(self.device, memory_format=self.memory_format)).argmax(1)
             wrong += int((guessed.cpu() != torch.from_numpy(held_out.labels[chosen])).sum())
         return wrong / len(held_out.images)
 
@@ -226,6 +213,7 @@ class Learner:
             "critic": self.critic.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "penalties": self.penalties.state_dict(),
+            "precision": self.precision.state_dict(),
             "rng": torch.get_rng_state(),
         }
 
@@ -236,22 +224,20 @@ class Learner:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))  # else `state` would train too
         self.penalties.load_state_dict(state["penalties"])
+        self.precision.load_state_dict(state["precision"])
         torch.set_rng_state(state["rng"])
         self.step = state["step"]
 
 
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device: wanted a device torch can use, got {name!r} ({str(error).splitlines()[0]})"
-        ) from None
-    return device
-
-
-def _floating(module: nn.Module) -> list[Tensor]:
-    return [value for value in module.state_dict().values() if value.dtype.is_floating_point]
+def check_parts(config: TrainConfig, processes: Processes) -> None:
+    """Raises UserError if the batch cannot be computed in the parts that the config and the processes make of it."""
+    parts = processes.count * config.accumulate
+    if config.batch_size % parts:
+        made = f"{processes.count} processes" + (
+            f" x --accumulate {config.accumulate}" if config.accumulate > 1 else ""
+        )
+        raise UserError(f"--batch-size: wanted a multiple of {parts} ({made}), got {config.batch_size}")
+    if parts > 1 and config.penalty != "none" and config.penalty_axes == "batch":
+        raise UserError("--penalty-axes: wanted sample or pixel for a batch that is computed in parts, got batch")
+    if processes.count > 1 and config.cuda_graph:
+        raise UserError(f"--cuda-graph: wanted one process, got {processes.count}")

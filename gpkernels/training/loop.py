@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gpkernels.errors import UserError
@@ -22,6 +23,7 @@ from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
 from gpkernels.training.learner import Learner
 from gpkernels.training.log import Log
+from gpkernels.training.processes import Processes
 
 
 class Trainer(Learner):
@@ -29,7 +31,8 @@ class Trainer(Learner):
 
     `resume` is a state from `checkpoint.load`: training goes on after its step, and on a CPU ends with the same
     bits as a run that was never interrupted. `run` returns True when the run is finished, False when `stop` ended it
-    early; both leave a checkpoint.
+    early; both leave a checkpoint. Of several processes the main one writes and tells; callbacks run there alone, so
+    they must not make calls that all processes have to make.
     """
 
     def __init__(
@@ -43,8 +46,9 @@ class Trainer(Learner):
         objective: Any = None,
         callbacks: Sequence[Callback] = (),
         resume: dict[str, Any] | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        super().__init__(config, images, generator=generator, critic=critic, objective=objective)
+        super().__init__(config, images, generator=generator, critic=critic, objective=objective, processes=processes)
         self.out = out
         self.callbacks = (Sessions(), ClassificationError(), Samples(), Curves(), *callbacks)
         self._stopping = False
@@ -52,10 +56,13 @@ class Trainer(Learner):
             self.load_state_dict(resume)
 
     def stop(self) -> None:
-        """Ends `run` after the step it is in."""
+        """Ends `run` after the step it is in, on all processes."""
         self._stopping = True
 
     def run(self) -> bool:
+        if not self.processes.main:
+            self._train()
+            return self.step >= self.total_steps
         self.out.mkdir(parents=True, exist_ok=True)
         config = json.dumps(self.config.to_dict(), indent=2).encode()
         checkpoint.write_atomically(self.out / "config.json", lambda file: file.write(config))
@@ -73,7 +80,7 @@ class Trainer(Learner):
 
     def _train(self) -> None:
         started, images, waited = time.perf_counter(), 0, self.input_seconds
-        while self.step < self.total_steps and not self._stopping:
+        while self.step < self.total_steps and not self.processes.any(self._stopping):
             terms = self.train_step()
             self._tell("on_step", terms)
             images += self._step_images
@@ -93,24 +100,32 @@ class Trainer(Learner):
     def log(self, record: dict[str, Any], **timing: float) -> None:
         """Adds `record`, which holds its step, to the log, and tells the callbacks; they are told `timing` too, which
         no log repeats from run to run."""
+        if not self.processes.main:
+            return
         self._log.write(record)
         self._tell("on_log", {**record, **timing})
 
     def save(self) -> None:
+        if not self.processes.main:
+            return
         path = self.out / checkpoint.NAME
         checkpoint.save(path, self.state_dict())
         self._tell("on_checkpoint", path)
 
     def _tell(self, event: str, *what: Any) -> None:
-        for callback in self.callbacks:
+        for callback in self.callbacks if self.processes.main else ():
             getattr(callback, event)(self, *what)
 
     def _record(self, terms: dict[str, Tensor]) -> dict[str, Any]:
+        """Means over the processes: a call that all have to make. A step that overflowed float16 has no terms."""
         record: dict[str, Any] = {"step": self.step, "epoch": self.epochs_after(self.step - 1) + 1}
-        record |= {name: value.item() for name, value in terms.items()}
-        norms = self.grad_norms()
+        found = torch.stack([value.double() for value in terms.values()])
+        record |= zip(terms, self.processes.mean(found).tolist(), strict=True)
+        norms = self.processes.gather(self.grad_norms())
         record |= {"grad_norm": norms.mean().item(), "grad_norm_max": norms.max().item(), **self.weight_gradients()}
         bad = [name for name, value in record.items() if not math.isfinite(value)]
+        if bad and self.precision.overflowed():
+            return {name: value for name, value in record.items() if name not in terms and name not in bad}
         if bad:
             raise UserError(
                 f"training diverged: {bad[0]} is {record[bad[0]]} at step {self.step}; the last checkpoint is kept "

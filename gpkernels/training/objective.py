@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from gpkernels.losses.framework import Loss
 from gpkernels.losses.sensitive import FAMILY, LossSensitive
 from gpkernels.losses.table import loss as table_loss
 from gpkernels.training.config import TrainConfig
+from gpkernels.training.draws import AROUND
 from gpkernels.training.models.norms import still_statistics
 
 
@@ -36,6 +38,11 @@ class Objective(Protocol):
     needs_real: bool
     """Whether the generator's loss compares with the scores of real images."""
 
+    mixes_samples: bool
+    """Whether it is anything but a mean over the batch (over pairs by index). Where a batch is computed in parts, by
+    several processes or --accumulate, such a loss gets the scores of all of it, and the images of a part: it is
+    supposed to use none. An objective that does not say is taken to mix."""
+
     def critic(self, real_scores: Tensor, fake_scores: Tensor, batch: Batch, fake: Tensor) -> CriticLoss: ...
 
     def generator(self, fake_scores: Tensor, real_scores: Tensor | None) -> Tensor: ...
@@ -52,6 +59,7 @@ class Framework:
 
     def __init__(self, loss: Loss) -> None:
         self.loss, self.needs_real = loss, loss.needs_real
+        self.mixes_samples = loss.relation == "average"
 
     def critic(self, real_scores: Tensor, fake_scores: Tensor, batch: Batch, fake: Tensor) -> CriticLoss:
         real, generated = (scores.detach().float().mean() for scores in (real_scores, fake_scores))
@@ -64,7 +72,7 @@ class Framework:
 class Sensitive:
     """A loss-sensitive one: scores are losses, compared in pairs whose images give a margin."""
 
-    needs_real = False
+    needs_real = mixes_samples = False
 
     def __init__(self, loss: LossSensitive) -> None:
         self.loss = loss
@@ -91,23 +99,35 @@ class Penalties:
     """The gradient penalties of a config: none, one, or R1 and R2 together, whose weights are the same."""
 
     def __init__(self, config: TrainConfig) -> None:
-        kinds = () if config.penalty == "none" else config.penalty.split("+")
+        self.kinds = () if config.penalty == "none" else tuple(config.penalty.split("+"))
         self.each = tuple(
             gp.GradientPenalty(
-                kind,
+                kind if KINDS[kind].at_samples else "r1",  # at points that are drawn outside, with a form of its own
                 weight=config.penalty_weight,
-                form=config.penalty_form,
+                form=config.penalty_form or (None if KINDS[kind].at_samples else KINDS[kind].form),
                 target=config.penalty_target,
                 norm=config.penalty_norm,
                 axes=config.penalty_axes or PENALTY_AXES.get(kind, "sample"),
                 norm_eps=config.penalty_norm_eps,
-                noise=config.penalty_noise,
-                scale=config.penalty_scale,
-                per_element=config.penalty_per_element,
                 interval=config.penalty_interval,
             )
-            for kind in kinds
+            for kind in self.kinds
         )
+        self.interval = config.penalty_interval
+
+    @property
+    def calls(self) -> int:
+        """How many updates of the critic there were, which is the phase of a lazy penalty. To be set."""
+        return self.each[0].calls if self.each else 0
+
+    @calls.setter
+    def calls(self, calls: int) -> None:
+        for penalty in self.each:
+            penalty.calls = calls
+
+    def is_due(self, calls: int) -> bool:
+        """Whether an update after so many penalises."""
+        return bool(self.each) and calls % self.interval == 0
 
     def state_dict(self) -> list[dict[str, Any]]:
         return [penalty.state_dict() for penalty in self.each]
@@ -117,24 +137,30 @@ class Penalties:
             penalty.load_state_dict(state)
 
     def __call__(
-        self, critic: torch.nn.Module, batch: Batch, fake: Tensor, draws: torch.Generator
+        self,
+        critic: torch.nn.Module,
+        batch: Batch,
+        fake: Tensor,
+        drawn: Mapping[str, Tensor],
+        scaler: torch.amp.GradScaler | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The critic's scores of real and fake images, and the sum of the penalties.
 
-        A penalty at the images themselves shares their forward. Running statistics of the critic are those of real
-        images, since it is they that it sees in eval mode.
+        A penalty at the images themselves shares their forward; for the others `drawn` has, by kind, what
+        `draws.AROUND` draws. Running statistics of the critic are those of real images, since it is they that it sees
+        in eval mode. `scaler` is that of fp16.
         """
         images, scores = {"real": batch.real, "fake": fake}, {}
         total = torch.zeros((), device=batch.real.device)
-        for penalty in self.each:
-            kind = KINDS[penalty.kind]
-            if kind.at_samples:
-                (side,) = kind.inputs
+        shared: dict[str, Any] = {"critic_args": batch.y, "scaler": scaler}
+        for kind, penalty in zip(self.kinds, self.each, strict=True):
+            if KINDS[kind].at_samples:
+                (side,) = KINDS[kind].inputs
                 with _statistics_of(side, critic):
-                    scores[side], value = penalty.score_and_penalty(critic, images[side], critic_args=batch.y)
+                    scores[side], value = penalty.score_and_penalty(critic, images[side], **shared)
             else:
                 with still_statistics(critic):
-                    value = penalty(critic, batch.real, fake, generator=draws, critic_args=batch.y)
+                    value = penalty(critic, AROUND[kind].point(batch.real, fake, drawn[kind]), **shared)
             total = total + value
         for side in ("real", "fake"):
             if side not in scores:

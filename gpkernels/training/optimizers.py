@@ -16,11 +16,11 @@ def make_optimizer(config: TrainConfig, net: str, parameters: Iterable[Tensor], 
     """Of the "generator" or the "critic"; the critic's Adam is corrected for a lazy penalty."""
     lr = config.lr if net == "generator" or config.critic_lr is None else config.critic_lr
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=lr)
+        return torch.optim.RMSprop(parameters, lr=lr, capturable=config.cuda_graph)
     settings: dict[str, Any] = {"lr": lr, "betas": (config.beta1, config.beta2)}
     if net == "critic" and len(penalties.each):
         settings = penalties.each[0].lazy_adam(**settings)
-    return torch.optim.Adam(parameters, fused=True, **settings)
+    return torch.optim.Adam(parameters, fused=True, capturable=config.cuda_graph, **settings)
 
 
 @torch.no_grad()

@@ -32,13 +32,13 @@ def _summary(record: Mapping[str, Any]) -> str:
 class Reporter:
     """`with Reporter(total) as report: report.update(done, text); report.say(text)`."""
 
-    def __init__(self, total: int, done: int = 0, what: str = "training") -> None:
+    def __init__(self, total: int, done: int = 0, what: str = "training", *, quiet: bool = False) -> None:
         from rich import progress as bars
         from rich.console import Console
 
         self.total = total
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.live = sys.stdout.isatty()
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self.live = sys.stdout.isatty() and not quiet
         self._last_line = 0.0
         self._bar = bars.Progress(
             bars.TextColumn("{task.description}"),
@@ -85,7 +85,7 @@ class Progress(Callback):
             self._reporter.say(f"note: {images.note}")
         self._reporter.say(
             f"{config.preset} on {len(images.images)} images of {images.size}x{images.size} ({images.name}), "
-            f"{trainer.total_steps} steps of {config.batch_size} on {trainer.device} -> {trainer.out}"
+            f"{trainer.total_steps} steps of {config.batch_size} on {trainer.processes} -> {trainer.out}"
         )
         for name, what in trainer.given.items():
             self._reporter.say(f"{name}: {what}")

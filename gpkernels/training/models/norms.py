@@ -21,9 +21,10 @@ CRITIC_NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
 
 
 @contextlib.contextmanager
-def still_statistics(net: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm layers of `net` normalise as ever but leave their running mean and variance as they are."""
-    momenta = {layer: layer.momentum for layer in net.modules() if isinstance(layer, _BatchNorm)}
+def still_statistics(net: nn.Module, still: bool = True) -> Iterator[None]:
+    """Inside, if `still`, BatchNorm layers of `net` normalise as ever but leave their running mean and variance as they
+    are."""
+    momenta = {layer: layer.momentum for layer in net.modules() if still and isinstance(layer, _BatchNorm)}
     try:
         for layer in momenta:
             layer.momentum = 0.0

@@ -1,0 +1,225 @@
+"""Two processes are one with the whole batch: parameters, optimizers and logs, for all nets, losses and penalties."""
+
+import contextlib
+
+import pytest
+import ranks
+import torch
+from ranks import trained, weights
+from threads import one_thread  # noqa: F401
+
+from benchmarks import processes as model
+from gpkernels.training import Learner, TrainConfig
+from gpkernels.training.models.batch_norm import SyncBatchNorm2d, synchronise
+from gpkernels.training.processes import Processes
+
+PENALISED = {"penalty_axes": "sample", "penalty_weight": 3.0}
+CLASSES = {"loss": "cls-gan", "condition": "classes", "gamma": 1.0, "labels": 4}
+
+CASES = {
+    "ls-gan-pg": {},
+    "unpenalised": {"penalty": "none", "loss": "gls-gan", "slope": 0.5, "z": "uniform"},
+    "wgan-gp": {"penalty": "coupled", "loss": "wasserstein", "critic_steps": 2, "fresh_z": True, **PENALISED},
+    "wgan": {"penalty": "none", "loss": "wasserstein", "clip": 0.01, "optimizer": "rmsprop", "critic_norm": "batch"},
+    "dragan": {"penalty": "local", "loss": "classic-non-saturating", **PENALISED},
+    "r1 and r2, lazy": {"penalty": "r1+r2", "penalty_interval": 2, "loss": "relativistic-pairing", **PENALISED},
+    "spectral norm": {"penalty": "r1", "loss": "hinge", "spectral_norm": True, **PENALISED},
+    "spectral norm alone": {"penalty": "none", "loss": "hinge", "spectral_norm": True},
+    "BatchNorm at real": {"critic_norm": "batch", "penalty": "r1", "loss": "hinge", **PENALISED},
+    "BatchNorm between": {"critic": "cost-model", "penalty": "coupled", "loss": "wasserstein", **PENALISED},
+    "average": {"loss": "relativistic-average", "penalty": "none"},
+    "average, penalised": {"loss": "relativistic-average-hinge", "critic_norm": "batch", "penalty": "r2", **PENALISED},
+    "classes": {**CLASSES, "critic_norm": "batch", "penalty": "r1", **PENALISED},
+    "projection": {"condition": "projection", "critic_norm": "layer", "penalty": "coupled", **PENALISED},
+}
+IN_PARTS = {
+    "ls-gan-pg": {},
+    "wgan-gp": {"penalty": "coupled", "loss": "wasserstein", "critic_steps": 2, "fresh_z": True, **PENALISED},
+    "dragan": {"penalty": "local", "loss": "classic-non-saturating", **PENALISED},
+    "r1 and r2, lazy": {"penalty": "r1+r2", "penalty_interval": 2, "loss": "relativistic-pairing", **PENALISED},
+    "spectral norm": {"penalty": "r1", "loss": "hinge", "spectral_norm": True, **PENALISED},
+    "average": {"loss": "relativistic-average", "penalty": "r1", **PENALISED},
+    "average, fresh z": {"loss": "relativistic-average-hinge", "penalty": "none", "fresh_z": True},
+    "classes": {**CLASSES, "penalty": "r1", **PENALISED},
+}
+STEPS = 3
+
+
+def settings_of(case):
+    kind, name = case
+    if kind == "whole":
+        return CASES[name], contextlib.nullcontext()
+    return {**IN_PARTS[name], "accumulate": 2}, ranks.without_norms_in_generators()
+
+
+EVERY = [*(("whole", name) for name in CASES), *(("parts", name) for name in IN_PARTS)]
+
+
+def train_all(processes, folder):
+    torch.set_default_dtype(torch.float64)
+    for number, case in enumerate(EVERY):
+        settings, patched = settings_of(case)
+        with patched:
+            learner = trained(STEPS, **settings)
+        terms = [{name: processes.mean(value) for name, value in step.items()} for step in learner.terms]
+        torch.save((weights(learner), terms), f"{folder}/{number}-{processes.index}.pt")
+    torch.save(exchanged(), f"{folder}/traffic-{processes.index}.pt")
+    for options in NORMS:
+        torch.save(through_batch_norm(processes, *options), f"{folder}/{options}-{processes.index}.pt")
+
+
+def exchanged():
+    """Bytes and messages of a step of float32."""
+    torch.set_default_dtype(torch.float32)
+    learner = Learner(TrainConfig(**ranks.TINY, critic_steps=2, accumulate=2), ranks.image_set())
+    with model.counted(learner) as traffic:
+        learner.train_step()
+    torch.set_default_dtype(torch.float64)
+    return traffic.bytes, traffic.messages
+
+
+NORMS = [(affine, momentum) for affine in (True, False) for momentum in (0.1, None)]
+
+
+def through_batch_norm(processes, affine, momentum):
+    """A synchronised BatchNorm's output, its derivatives to the third order, and its statistics: this process's part
+    of those of the samples, the whole of the others."""
+    draws = torch.Generator().manual_seed(3)
+    x, a, b, c = torch.randn(4, 6, 3, 4, 5, generator=draws)
+    x = (x + 100 * torch.arange(6.0)[:, None, None, None])[processes.shard.of(6)].requires_grad_()
+    norm = torch.nn.BatchNorm2d(3, affine=affine, momentum=momentum)
+    if affine:
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([0.5, -2.0, 1.0]))
+    if processes.count > 1:
+        norm = synchronise(torch.nn.Sequential(norm))[0]
+        assert isinstance(norm, SyncBatchNorm2d)
+    tangents = [t[processes.shard.of(6)] for t in (a, b, c)]
+    for _ in range(2):
+        y = norm(x)
+    found, value = [y], y
+    for tangent in tangents:
+        (value,) = torch.autograd.grad((value**2 * tangent).sum(), x, create_graph=True)
+        found.append(value)
+    of_weights = torch.autograd.grad(value.sum(), list(norm.parameters())) if affine else ()
+    summed = [processes.mean(grad) * processes.count for grad in of_weights]
+    return [processes.gather(value) for value in found], summed, norm.state_dict(), norm.eval()(x + 1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder of what two processes have trained."""
+    folder = tmp_path_factory.mktemp("two")
+    ranks.launch(train_all, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_two(two):
+    return {case: [torch.load(two / f"{number}-{rank}.pt") for rank in (0, 1)] for number, case in enumerate(EVERY)}
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-11)
+
+
+def close_terms(found, wanted):
+    """What a log says of a step; some of it is float32."""
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name].double(), value.double(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", EVERY, ids=" ".join)
+def test_two_processes_are_one(by_two, case):
+    """The processes agree to the bit, and with one process that takes each batch whole up to float64's rounding."""
+    settings, patched = settings_of(case)
+    with patched:
+        learner = trained(STEPS, **{**settings, "accumulate": 1})
+    alone = weights(learner)
+    (mine, terms), (theirs, _) = by_two[case]
+    assert mine.keys() == alone.keys()
+    for name, value in alone.items():
+        assert torch.equal(mine[name], theirs[name]), name
+        close(mine[name], value)
+    for found, wanted in zip(terms, learner.terms, strict=True):
+        close_terms(found, wanted)
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_a_batch_in_parts_is_the_batch(name, accumulate):
+    with ranks.without_norms_in_generators():
+        whole, parts = (trained(2, **IN_PARTS[name], accumulate=count) for count in (1, accumulate))
+    for key, value in weights(whole).items():
+        close(weights(parts)[key], value)
+    for found, wanted in zip(parts.terms, whole.terms, strict=True):
+        close_terms(found, wanted)
+
+
+@pytest.mark.parametrize("options", NORMS, ids=str)
+def test_synchronised_batch_norm_is_batch_norm_of_all_samples(two, options):
+    """In its output, three derivatives, the gradient of its parameters, its state and its eval mode, though the two
+    parts' means are far from each other."""
+    wanted = through_batch_norm(Processes(torch.device("cpu")), *options)
+    for rank in (0, 1):
+        found = torch.load(two / f"{options}-{rank}.pt")
+        for got, value in zip(found[:2], wanted[:2], strict=True):
+            torch.testing.assert_close(got, value, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found[2], wanted[2])
+        torch.testing.assert_close(found[3], wanted[3][3 * rank : 3 * rank + 3])
+
+
+@pytest.mark.parametrize("settings", [{}, {"fresh_z": True}, {"loss": "relativistic-average"}], ids=str)
+def test_repeated_forwards_leave_running_statistics_alone(settings):
+    """In parts, whatever is computed twice: the generator's statistics follow each part of z once, and the critic's
+    each part of the real images."""
+    still = {"lr": 0.0, "penalty": "none", "accumulate": 2, "critic_norm": "batch"}
+    learner, twin = (trained(0, **still, **settings) for _ in range(2))
+    inputs = twin._inputs()
+    learner.train_step()
+    (update,) = inputs["updates"]
+    reals = update["real"].chunk(2)
+    with torch.no_grad():
+        for z in update["z"].chunk(2):
+            twin.generator(z)
+        for real in reals:
+            twin.critic(real)
+        if "z" in inputs:
+            for z in inputs["z"].chunk(2):
+                twin.generator(z)
+    for net in ("generator", "critic"):
+        buffers = dict(getattr(twin, net).named_buffers())
+        for name, mine in getattr(learner, net).named_buffers():
+            if "running" in name:
+                torch.testing.assert_close(mine, buffers[name])
+
+
+def test_counted_traffic_is_the_gradients_and_the_statistics(two):
+    """4 bytes a parameter and update, though each is of two parts; and for each BatchNorm of the generator mean and
+    variance at each of its six forwards, and their gradients for both processes at its two backwards."""
+    learner = Learner(TrainConfig(**ranks.TINY, critic_steps=2), ranks.image_set())
+    generator, critic = (sum(p.numel() for p in net.parameters()) for net in (learner.generator, learner.critic))
+    norms = [m.num_features for m in learner.generator.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    statistics = sum(2 * channels for channels in norms)
+    wanted = 4 * (generator + 2 * critic + 6 * statistics + 2 * 2 * statistics)
+    assert len(norms) == 3
+    assert torch.load(two / "traffic-0.pt") == (wanted, 3 + 8 * len(norms))
+
+
+def test_scaling_model():
+    """By hand: 1 GB over 10 GB/s by 4 processes takes 1.5 / 10 s, and 3 messages 4 hops each."""
+    traffic, link = model.Traffic(10**9, 3), model.Link(1e10, 1e-3)
+    assert model.predicted(0.5, traffic, link, 1) == 0.5
+    assert model.predicted(0.5, traffic, link, 4) == pytest.approx(0.5 + 0.15 + 0.012)
+    config = TrainConfig(batch_size=10)
+    table = model.report(config, 0.5, traffic, link, [1, 4]).splitlines()
+    assert table[0].startswith("A model, not a measurement")
+    assert table[-2:] == ["| 1 | 10 | 500.0 | 20 | 100% |", "| 4 | 40 | 662.0 | 60 | 76% |"]
