@@ -102,7 +102,7 @@ def train(run: Run) -> str:
     """Trains a run to its end or from its checkpoint on, a row an epoch. Returns what to say of it."""
     if run.finished:
         return f"{run.model} seed {run.config.seed}: finished before"
-    state = checkpoint.load(run.folder) if (run.folder / checkpoint.NAME).is_file() else None
+    state = checkpoint.load(run.folder) if checkpoint.held(run.folder) else None
     trainer = Trainer(run.config, run.images, run.folder, resume=state)
     rows: list[dict[str, Any]] = [row for row in run.rows if int(row["step"]) <= trainer.step]
     (run.folder / "samples").mkdir(parents=True, exist_ok=True)

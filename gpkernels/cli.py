@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a GAN", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_train_options(train)
     sample = commands.add_parser("sample", help="draw images from a checkpoint")
-    sample.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or the run folder that holds it")
+    sample.add_argument("checkpoint", type=Path, help="a run folder, or one of its checkpoints")
     sample.add_argument("--n", type=int, default=64, help="how many images (default: 64)")
     sample.add_argument("--out", type=Path, default=Path("grid.png"), help="the PNG to write (default: grid.png)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the latent vectors (default: 0)")
@@ -65,7 +65,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     from gpkernels.training.config import flag, setting_types, settings
 
     parser.add_argument("--out", type=Path, default=None, help="the run folder (default: runs/PRESET-NNN, a new one)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     kinds = setting_types()
     for name, spec in settings().items():
         extra: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if kinds[name] is bool else {}
@@ -85,23 +85,26 @@ def _need_train_extra() -> None:
         import numpy  # noqa: F401
         import PIL  # noqa: F401
         import rich  # noqa: F401
+        import safetensors  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
             f"training wants {error.name}, which is not installed: pip install 'gpkernels[train]'"
         ) from None
 
 
-_CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data"}
+_CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data", "checkpoint_minutes", "keep"}
 
 
 def _train(options: argparse.Namespace) -> int:
     _need_train_extra()
-    from gpkernels.training import Trainer, checkpoint, data, from_preset
+    from gpkernels.training import Trainer, checkpoint, data, disk, from_preset
     from gpkernels.training.config import TrainConfig, flag, settings
     from gpkernels.training.progress import Progress, Reporter
 
     given = {name: getattr(options, name) for name in settings() if hasattr(options, name)}
     state = None
+    if options.out is not None:
+        disk.check_free(options.out)
     if options.resume:
         if options.out is None:
             raise UserError("--resume: wanted --out, the run folder to go on with, got none")
@@ -113,8 +116,8 @@ def _train(options: argparse.Namespace) -> int:
         config = TrainConfig.from_dict({**saved, **given})
     else:
         config = from_preset(given.pop("preset", "ls-gan-pg"), given)
-        if options.out is not None and (options.out / checkpoint.NAME).exists():
-            raise UserError(f"--out: {options.out} already holds a run; --resume goes on with it")
+        if options.out is not None:
+            checkpoint.check_unused(options.out)
     out = options.out or _new_folder(config.preset)
 
     with Reporter(1, what="reading images") as reading:
@@ -151,7 +154,7 @@ def _train(options: argparse.Namespace) -> int:
         print(f"stopped after step {trainer.step}, saved. Go on with: gpkernels train --out {out} --resume")
         return 0
     newest = max((out / "samples").glob("epoch_*.png"))
-    print(f"done: samples {newest}, curves {out / 'curves.png'}, checkpoint {out / checkpoint.NAME}")
+    print(f"done: samples {newest}, curves {out / 'curves.png'}, checkpoint {checkpoint.held(out)[0]}")
     return 0
 
 

@@ -123,6 +123,10 @@ class TrainConfig:
     device: str = _setting("auto", "auto (cuda where there is one), cpu, cuda, cuda:1, ...")
     channels_last: bool = _setting(True, "keep images and weights in channels_last memory, which is faster")
     log_every: int = _setting(10, "steps between lines of the log", minimum=1)
+    checkpoint_minutes: float = _setting(
+        10.0, "minutes between checkpoints within an epoch, each epoch ends with one; 0: after every step", minimum=0
+    )
+    keep: int = _setting(2, "how many checkpoints stay in the run folder, the newest", minimum=1)
 
     def __post_init__(self) -> None:
         for name, spec in settings().items():

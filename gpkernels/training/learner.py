@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import gpkernels as gp
 from gpkernels.errors import UserError
 from gpkernels.losses import presume_labels
-from gpkernels.training import checkpoint, models
+from gpkernels.training import checkpoint, models, randomness
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
 from gpkernels.training.objective import Batch, Penalties, make_objective
@@ -184,7 +184,7 @@ class Learner:
             "critic": self.critic.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "penalties": self.penalties.state_dict(),
-            "rng": torch.get_rng_state(),
+            "rng": randomness.state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ class Learner:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.penalties.load_state_dict(state["penalties"])
-        torch.set_rng_state(state["rng"])
+        randomness.restore(state["rng"], self.device)
         self.step = state["step"]
 
 

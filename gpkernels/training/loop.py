@@ -1,13 +1,12 @@
 """The trainer: a learner that keeps everything about its run in one folder.
 
 A run folder holds config.json, log.jsonl (a line every `log_every` steps), samples/epoch_NNNN.png (the averaged
-generator on the same latent vectors), curves.png and checkpoint.pt.
+generator on the same latent vectors), curves.png and checkpoints/.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from gpkernels.errors import UserError
-from gpkernels.training import checkpoint
+from gpkernels.training import checkpoint, disk, divergence
 from gpkernels.training.callbacks import Callback, ClassificationError, Curves, Samples
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
+from gpkernels.training.divergence import NotFinite
+from gpkernels.training.failures import explained
 from gpkernels.training.learner import Learner
 from gpkernels.training.log import Log
 
@@ -29,7 +30,11 @@ class Trainer(Learner):
 
     `resume` is a state from `checkpoint.load`: training goes on after its step, and on a CPU ends with the same
     bits as a run that was never interrupted. `run` returns True when the run is finished, False when `stop` ended it
-    early; both leave a checkpoint.
+    early; both leave a checkpoint, as do the start, every epoch and every `checkpoint_minutes`.
+
+    Raises UserError, the checkpoints before it left whole: for a folder that holds a run where `resume` is None, that
+    another run uses, or that cannot be written to, for a full disk, for memory that does not suffice, and for numbers
+    that are not finite.
     """
 
     def __init__(
@@ -41,11 +46,16 @@ class Trainer(Learner):
         callbacks: Sequence[Callback] = (),
         resume: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(config, images)
+        with explained(config, out):
+            super().__init__(config, images)
         self.out = out
         self.callbacks = (ClassificationError(), Samples(), Curves(), *callbacks)
         self._stopping = False
-        if resume is not None:
+        self._log = Log(out)
+        self._saved_at = time.monotonic()
+        if resume is None:
+            checkpoint.check_unused(out)
+        else:
             self.load_state_dict(resume)
 
     def stop(self) -> None:
@@ -53,18 +63,27 @@ class Trainer(Learner):
         self._stopping = True
 
     def run(self) -> bool:
-        self.out.mkdir(parents=True, exist_ok=True)
+        with explained(self.config, self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            with disk.FolderLock(self.out):
+                try:
+                    return self._run()
+                except NotFinite as found:
+                    raise UserError(divergence.explain(self, found)) from None
+
+    def _run(self) -> bool:
+        checkpoint.begin(self.out, self.step)
         config = json.dumps(self.config.to_dict(), indent=2).encode()
-        checkpoint.write_atomically(self.out / "config.json", lambda file: file.write(config))
-        self._log = Log(self.out, self.step)
-        try:
+        disk.write_atomically(self.out / "config.json", lambda file: file.write(config))
+        with self._log:
+            if not self._is_saved:
+                self.save()
             self._tell("on_start")
             self._train()
-        finally:
-            self._log.close()
-        self.save()
-        finished = self.step >= self.total_steps
-        self._tell("on_end", finished)
+            if not self._is_saved:
+                self._save_finite()
+            finished = self.step >= self.total_steps
+            self._tell("on_end", finished)
         return finished
 
     def _train(self) -> None:
@@ -79,11 +98,11 @@ class Trainer(Learner):
                 self.log(self._record(terms), images_per_second=rate)
                 started, images = time.perf_counter(), 0
             epochs = self.epochs_after(self.step)
-            if epochs > self.epochs_after(self.step - 1):
-                self._tell("on_epoch", epochs)
-                self.save()
-            elif last:
-                self._tell("on_epoch", epochs + 1)
+            over = epochs > self.epochs_after(self.step - 1)
+            if over or last:
+                self._tell("on_epoch", epochs if over else epochs + 1)
+            if over or last or time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_minutes:
+                self._save_finite()
 
     def log(self, record: dict[str, Any], **timing: float) -> None:
         """Adds `record`, which holds its step, to the log, and tells the callbacks; they are told `timing` too, which
@@ -92,9 +111,27 @@ class Trainer(Learner):
         self._tell("on_log", {**record, **timing})
 
     def save(self) -> None:
-        path = self.out / checkpoint.NAME
-        checkpoint.save(path, self.state_dict())
+        """Writes a checkpoint, the newest of the `keep` that stay. Raises OSError."""
+        self._log.sync()
+        path = checkpoint.save(self.out, self.state_dict(), self.config.keep)
+        self._saved_at = time.monotonic()
         self._tell("on_checkpoint", path)
+
+    def _save_finite(self) -> None:
+        divergence.check_weights({"generator": self.generator, "critic": self.critic}, self.step)
+        self.save()
+
+    @property
+    def _is_saved(self) -> bool:
+        newest = checkpoint.held(self.out)[:1]
+        return bool(newest) and checkpoint.step_of(newest[0]) == self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "log_lines": self._log.lines}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._log.lines = state["log_lines"]
 
     def _tell(self, event: str, *what: Any) -> None:
         for callback in self.callbacks:
@@ -104,10 +141,5 @@ class Trainer(Learner):
         record: dict[str, Any] = {"step": self.step, "epoch": self.epochs_after(self.step - 1) + 1}
         record |= {name: value.item() for name, value in terms.items()}
         record["grad_norm"] = self.mean_grad_norm()
-        bad = [name for name, value in record.items() if not math.isfinite(value)]
-        if bad:
-            raise UserError(
-                f"training diverged: {bad[0]} is {record[bad[0]]} at step {self.step}; the last checkpoint is kept "
-                f"in {self.out} (try a lower --lr)"
-            )
+        divergence.check_terms(record, self.step)
         return record
