@@ -206,7 +206,7 @@ def test_command_prints_and_writes(trained, tmp_path, capsys):
     assert reports[0] == reports[1]
     assert not list(tmp_path.rglob("*.tmp"))
     report = reports[0]
-    assert report["checkpoint"]["sha256"] == features.digest(trained / "checkpoint.pt")
+    assert report["checkpoint"]["sha256"] == features.digest(trained / "checkpoints/step_00000001/ema.safetensors")
     assert (report["checkpoint"]["step"], report["seed"], report["n"]) == (1, 5, 130)
     assert {"gpkernels", "torch", "python", "facenet-pytorch"} <= set(report["versions"])
     assert report["data"] == {"name": "lfw-mini", "part": "training", "images": 100}
@@ -225,7 +225,7 @@ def test_command_prints_and_writes(trained, tmp_path, capsys):
 
 
 def test_command_s_numbers_are_those_of_the_library(trained, tmp_path, capsys):
-    run(capsys, trained / "checkpoint.pt", "--metrics", "swd", "--n", 100, "--device", "cpu")
+    run(capsys, trained / "checkpoints/newest", "--metrics", "swd", "--n", 100, "--device", "cpu")
     report = json.loads((trained / "evaluation.json").read_text())
     generator, config, _ = checkpoint.load_generator(trained)
     z = torch.randn(100, config.nz, generator=torch.Generator().manual_seed(0))
@@ -261,8 +261,8 @@ class Split(data.ImageSet):
         return images
 
 
-def test_labels_have_the_real_frequencies_and_held_out_images_are_used(tmp_path, capsys, monkeypatch):
-    (tmp_path / "checkpoint.pt").write_text("")
+def test_labels_have_the_real_frequencies_and_held_out_images_are_used(trained, tmp_path, capsys, monkeypatch):
+    to = ["--out", tmp_path / "evaluation.json"]
     config = TrainConfig(nz=8, condition="concat")
     monkeypatch.setattr(checkpoint, "load_generator", lambda path: (Labelled(), config, 7))
     images = np.zeros((200, 1, 32, 32), np.uint8)
@@ -276,7 +276,7 @@ def test_labels_have_the_real_frequencies_and_held_out_images_are_used(tmp_path,
             return super().__call__(sampler, **options)
 
     monkeypatch.setattr(command, "Evaluator", Spy)
-    code, text, errors = run(capsys, tmp_path, "--metrics", "swd,mre", "--n", 100, "--mre-images", 3)
+    code, text, errors = run(capsys, trained, "--metrics", "swd,mre", "--n", 100, "--mre-images", 3, *to)
     assert (code, errors) == (0, "")
     assert "100 held-out images" in text
     assert "labels drawn with the frequencies of the real images'" in text
@@ -285,7 +285,7 @@ def test_labels_have_the_real_frequencies_and_held_out_images_are_used(tmp_path,
     assert (fake == grey_of_one).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert measure.labels.double().mean() == 0.25
     monkeypatch.setattr(data, "load", load)
-    assert "--condition concat: wanted data with labels" in run(capsys, tmp_path, "--data", "lfw-mini")[2]
+    assert "--condition concat: wanted data with labels" in run(capsys, trained, "--data", "lfw-mini", *to)[2]
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_diverged_generator_is_refused(trained, tmp_path, capsys):
     state = checkpoint.load(trained)
     state["ema"] = {name: value * float("nan") if value.is_floating_point() else value for name, value in
                     state["ema"].items()}  # fmt: skip
-    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    checkpoint.save(tmp_path, state)
     code, _, errors = run(capsys, tmp_path, "--metrics", "swd")
     assert code == 2
     assert "checkpoint: its generator does not give images (images: wanted finite values in [-1, 1]" in errors

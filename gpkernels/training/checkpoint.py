@@ -40,7 +40,6 @@ MANIFEST = "manifest.json"
 TRAINING = "training.pt"
 NETS = ("generator", "ema", "critic")
 _ABOUT = ("step", "config", "channels", "size", "classes")
-_FILES = (*(f"{net}.safetensors" for net in NETS), TRAINING)
 _OTHERS = "not tensors"
 _UNREADABLE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError)
 _STEP = re.compile(r"step_(\d{8,})(\.old)?")
@@ -119,13 +118,12 @@ def begin(run: Path, step: int) -> None:
     """
     for path in [*run.glob("*.tmp"), *run.glob("*/*.tmp")]:
         disk.delete(path)
-    later = [path for path in held(run) if step_of(path) > step]
-    for path in later:
+    for path in [path for path in held(run) if step_of(path) > step]:
         aside = path.with_name(f"{path.name}.aside")
         disk.delete(aside)
         path.rename(aside)
         say(f"{path} is of a later step than {step}, where this run goes on: renamed to {aside.name}")
-    if later and held(run):
+    if held(run):
         disk.link(run / NAME / NEWEST, held(run)[0].name)
 
 
@@ -149,7 +147,7 @@ def load_generator(path: Path) -> tuple[models.Generator, TrainConfig, int]:
 
 def find(path: Path) -> Path:
     """The folder of the checkpoint that `load` would load."""
-    return _first_whole(path, lambda folder: _verified(folder)[0])
+    return _first_whole(path, lambda folder: (folder, _read(folder)))[0]
 
 
 def digest(folder: Path, net: str) -> str:
@@ -206,7 +204,8 @@ def _read(folder: Path) -> dict[str, Any]:
     import safetensors
     import safetensors.torch
 
-    _, manifest, contents = _verified(folder)
+    manifest = _manifest(folder)
+    contents = {name: _verified(folder, name, wanted) for name, wanted in manifest["files"].items()}
     try:
         training = torch.load(io.BytesIO(contents[TRAINING]), map_location="cpu", weights_only=True)
         others = training.pop(_OTHERS)
@@ -217,17 +216,15 @@ def _read(folder: Path) -> dict[str, Any]:
     return {**{name: manifest[name] for name in _ABOUT}, **nets, **training}
 
 
-def _verified(folder: Path) -> tuple[Path, dict[str, Any], dict[str, bytes]]:
-    """A checkpoint's folder, manifest and the contents of its files, each compared with its digest."""
-    manifest = _manifest(folder)
-    contents = {name: _content(folder / name) for name in _FILES}
-    for name, content in contents.items():
-        wanted, got = manifest["files"][name], _fingerprint(content)
-        if wanted["bytes"] != got["bytes"]:
-            raise Damaged(f"checkpoint: {folder} is damaged: {name} has {got['bytes']} bytes, not {wanted['bytes']}")
-        if wanted["sha256"] != got["sha256"]:
-            raise Damaged(f"checkpoint: {folder} is damaged: {name} is not what was saved (its sha256 differs)")
-    return folder, manifest, contents
+def _verified(folder: Path, name: str, wanted: dict[str, Any]) -> bytes:
+    """The content of a file, if it is what the manifest wants."""
+    content = _content(folder / name)
+    got = _fingerprint(content)
+    if got["bytes"] != wanted["bytes"]:
+        raise Damaged(f"checkpoint: {folder} is damaged: {name} has {got['bytes']} bytes, not {wanted['bytes']}")
+    if got["sha256"] != wanted["sha256"]:
+        raise Damaged(f"checkpoint: {folder} is damaged: {name} is not what was saved (its sha256 differs)")
+    return content
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
