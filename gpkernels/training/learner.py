@@ -31,7 +31,7 @@ class Learner:
         self.config, self.images = config, images
         self.device = pick_device(config.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        torch.manual_seed(config.seed)
+        randomness.seed(config.seed)
         self.generator, self.critic = (
             net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
             for net in models.build(config, images.channels, images.size, images.classes)

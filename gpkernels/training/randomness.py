@@ -12,6 +12,12 @@ import numpy as np
 import torch
 
 
+def seed(number: int) -> None:
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)
+
+
 def state(device: torch.device) -> dict[str, Any]:
     """Tensors, numbers and tuples of them: what `torch.load(weights_only=True)` reads."""
     name, keys, *rest = np.random.get_state()
