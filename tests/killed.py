@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.figure  # noqa: F401
 import numpy as np
 import torch
 from runs import SMALL
@@ -52,6 +53,7 @@ def main(folder, kills):
     torch.set_num_threads(1)
     chance = random.Random(2)
     images = data.ImageSet("few", data.load(TrainConfig()).images[:40])
+    Trainer(TrainConfig(**SETTINGS), images, folder / "none")  # what torch imports late, before it is forked
     ours, theirs = os.pipe()
     assert os.waitpid(live(folder / "whole", images, theirs), 0)[1] == 0
     left = []

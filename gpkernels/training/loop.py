@@ -41,14 +41,14 @@ class Trainer(Learner):
         self,
         config: TrainConfig,
         images: ImageSet,
-        out: Path,
+        out: Path | str,
         *,
         callbacks: Sequence[Callback] = (),
         resume: dict[str, Any] | None = None,
     ) -> None:
+        self.out = out = Path(out)
         with explained(config, out):
             super().__init__(config, images)
-        self.out = out
         self.callbacks = (ClassificationError(), Samples(), Curves(), *callbacks)
         self._stopping = False
         self._log = Log(out)
