@@ -1,7 +1,8 @@
 """`python killed.py FOLDER KILLS`: a run in FOLDER/whole, and the same in FOLDER/parts, killed so many times.
 
-Each life of the second is a process of its own, which ends with SIGKILL at a random moment: while it starts, trains, logs,
-draws samples or saves. Forked, so that torch is imported once. Prints a line of JSON: what each killing left behind.
+Each life of the second is a process of its own, which ends with SIGKILL at a random moment: while it starts, trains,
+logs, draws samples or saves. Forked, so that torch is imported once. Prints as JSON what each killing left behind: the
+step of the newest checkpoint, and how many files or folders were half written.
 """
 
 import json

@@ -179,7 +179,10 @@ def test_where_none_is_whole_each_is_named(run):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: p / "none", "wanted a run folder or a checkpoint in its checkpoints/, got .*none, which does not exist"),
+        (
+            lambda p: p / "none",
+            "wanted a run folder or a checkpoint in its checkpoints/, got .*none, which does not exist",
+        ),
         (lambda p: p / "run/log.jsonl", "log.jsonl, which is a file"),
         (lambda p: p / "run/samples", "samples, which holds neither checkpoints/ nor manifest.json"),
         (lambda p: shutil.rmtree(p / "run/checkpoints") or (p / "run/checkpoints").mkdir() or p / "run", "holds none"),

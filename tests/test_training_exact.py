@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
         size = (tmp_path / "log.jsonl").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
         try:
-            with pytest.raises(OSError, match="log.jsonl") as error:
+            with pytest.raises(OSError, match=r"log\.jsonl") as error:
                 file.write({"step": 2, "more": "than ten bytes"})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,5 +1,5 @@
-"""Runs that must stop: full disks, folders that cannot be written to, memory, numbers that are not finite. Each is a line
-that says what to do, and leaves the checkpoints before it whole."""
+"""Runs that must stop: full disks, folders that cannot be written to, too little memory. Each is a line that says what
+to do, and leaves the checkpoints before it whole."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from runs import SMALL, same
+from runs import SMALL
 from threads import one_thread  # noqa: F401
 from torch import nn
 

@@ -2,13 +2,13 @@
 
     checkpoints/step_00001234/
         generator.safetensors   ema.safetensors   critic.safetensors
-        training.pt      what else a run goes on with: optimizers, penalties, random states; torch.load(weights_only=True)
-        manifest.json    format, step, config, shape of the images; size and sha256 of each file and of the manifest
+        training.pt      what else a run goes on with, for torch.load(weights_only=True): optimizers, random states, ...
+        manifest.json    format, step, config, shape of the images; size and sha256 of each file, and its own sha256
     checkpoints/newest   a link to the newest, where the file system has links
 
-A checkpoint is written beside as step_*.tmp, synced to the disk and renamed; one of the same step steps aside as *.old
-first, and the oldest are deleted last. So a run that is killed at any moment leaves its last checkpoint whole. The digests
-tell damage and careless changes; they are no signature against someone who computes them anew.
+A checkpoint is written beside as step_*.tmp, synced to the disk and renamed; another one of the same step moves to
+*.old first, and the oldest are deleted last. So a run that is killed at any moment leaves its last checkpoint whole.
+The digests tell damage and careless changes; they are no signature against someone who computes them anew.
 """
 
 from __future__ import annotations

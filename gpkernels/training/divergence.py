@@ -1,14 +1,15 @@
-"""Numbers that are not finite: a run that meets one stops, and its last steps are gone through again to find the first.
+"""Numbers that are not finite: a run that meets one stops, and takes its last steps once more to find the first.
 
-The steps since the last checkpoint are repeated with hooks on every layer and on the optimizers. On a CPU a repeated step
-has the same bits; where the repetition stays finite, the message says so.
+The steps since the last checkpoint are repeated with hooks on every layer and on the optimizers. On a CPU a repeated
+step has the same bits; where the repetition stays finite, the message says so.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def check_terms(terms: Mapping[str, float], step: int) -> None:
 
 
 def check_weights(nets: Mapping[str, nn.Module], step: int) -> None:
-    """Raises NotFinite for the first parameter or buffer that is not finite, so that no checkpoint holds one."""
+    """Raises NotFinite for the first parameter or buffer that is not finite."""
     for name, value in _weights(nets):
         if not _finite(value):
             raise NotFinite(name, value[~value.isfinite()].flatten()[0].item(), step)
@@ -64,7 +65,7 @@ def explain(trainer: Trainer, found: NotFinite) -> str:
         while (first := watch.step(trainer.train_step)) is None and trainer.step < failed:
             pass
     if first is None:
-        told = "the same steps once more stayed finite, so it was chance, or not the training"
+        told = "the same steps once more had finite terms, gradients and weights"
     else:
         dump = {"step": trainer.step, "seed": trainer.config.seed, "first": first, "inputs": watch.inputs}
         told = f"first, in step {trainer.step}: {first}; {_dump(trainer.out / NAME, dump)}"
@@ -86,24 +87,58 @@ def _kept(out: Path, state: dict[str, Any]) -> str:
     return f"the checkpoint of step {state['step']} is kept in {out} (try a lower --lr)"
 
 
+@dataclass
+class _Call:
+    """A call of a layer, and those within it."""
+
+    name: str
+    layer: nn.Module
+    finite_input: bool
+    finite_output: bool = True
+    inner: list[_Call] = field(default_factory=list)
+
+    def broken(self) -> Iterator[_Call]:
+        """The calls, this one among them, that gave something not finite."""
+        if not self.finite_output:
+            yield self
+        for call in self.inner:
+            yield from call.broken()
+
+    def origin(self, usual: set[str]) -> _Call:
+        """The innermost call that made what is not finite of what was; those of `usual` layers always do."""
+        for call in self.inner:
+            if call.finite_input and not call.finite_output and call.name not in usual:
+                return call.origin(usual)
+        return self
+
+    def __str__(self) -> str:
+        weight = next((key for key, value in self.layer.named_parameters() if not _finite(value)), None)
+        cause = "from finite input" if self.finite_input else "from such input"
+        cause = cause if weight is None else f"whose {weight} is not finite"
+        return f"the output of {self.name} ({type(self.layer).__name__}), {cause}"
+
+
 class Watch:
     """Within it, `step` takes a step and says what in it first was not finite.
 
     `inputs` holds, of the last step, what each net was called with, in order: (net, tensors on the CPU). So of a
-    generator its latent vectors and labels; of a critic the images, and the points at which a penalty took its gradient.
+    generator its latent vectors and labels; of a critic the images, and where a penalty took its gradient.
     """
 
     def __init__(self, nets: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         self.nets, self.optimizers = nets, optimizers
         self.inputs: list[tuple[str, list[Tensor]]] = []
-        self._first: tuple[str, str] | None = None
+        self._open: list[_Call] = []
+        self._usual: set[str] = set()  # layers whose infinities are no failure, such as masks of attention
+        self._first: _Call | str | None = None
+        self._net = ""  # whose gradient it is, where _first is one
         self._handles: list[Any] = []
 
     def __enter__(self) -> Watch:
         for net, module in self.nets.items():
-            self._handles.append(module.register_forward_pre_hook(self._called(net), with_kwargs=True))
             for name, layer in module.named_modules(prefix=net):
-                self._handles.append(layer.register_forward_hook(self._output(net, name), with_kwargs=True))
+                self._handles.append(layer.register_forward_pre_hook(self._begin(name), with_kwargs=True))
+                self._handles.append(layer.register_forward_hook(self._end))
             self._handles.append(self.optimizers[net].register_step_pre_hook(self._gradients(net)))
         return self
 
@@ -112,59 +147,53 @@ class Watch:
             handle.remove()
 
     def step(self, train_step: Callable[[], Mapping[str, Tensor]]) -> str | None:
-        """Where the numbers of the step stop being finite, if its terms, gradients or weights are not.
-
-        A layer whose output is not finite is no failure by itself: an attention mask is made of infinities.
-        """
+        """Where the numbers of the step stop being finite, if its terms, gradients or weights are not."""
         self.inputs.clear()
         self._first = None
         terms = {name: value.item() for name, value in train_step().items()}
         bad = {name: value for name, value in terms.items() if not math.isfinite(value)}
         weight = next((name for name, value in _weights(self.nets) if not _finite(value)), None)
-        if self._first is None:
-            if bad:
-                return _of_terms(bad)
-            return None if weight is None else f"{weight}, moved by its optimizer with a finite gradient"
-        kind, text = self._first
-        if kind == "output":
-            return text if bad or weight else None
-        own = {name: value for name, value in bad.items() if (name == "generator_loss") == (kind == "generator")}
-        return _of_terms(own) if own else text
+        if not bad and weight is None:
+            return None
+        if isinstance(self._first, _Call):
+            return str(self._first)
+        if self._first is not None:  # where the loss that the gradient is of is not finite, it was first
+            bad = {
+                name: value for name, value in bad.items() if (name == "generator_loss") == (self._net == "generator")
+            }
+        if bad:
+            name = "penalty" if "penalty" in bad else next(iter(bad))
+            return f"{name} itself, {bad[name]} of finite outputs"
+        return self._first or f"{weight}, moved by its optimizer with a finite gradient"
 
-    def _called(self, net: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self.inputs.append((net, [value.detach().cpu().clone() for value in _tensors((args, kwargs))]))
-
-        return hook
-
-    def _output(self, net: str, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if self._first is not None or all(map(_finite, _tensors(output))):
-                return
-            weights = [key for key, value in module.named_parameters() if not _finite(value)]
-            if weights:
-                cause = f"whose {weights[0]} is not finite"
-            else:
-                cause = "from finite input" if all(map(_finite, _tensors((args, kwargs)))) else "from such input"
-            self._first = "output", f"the output of {name} ({type(module).__name__}), {cause}"
+    def _begin(self, name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
+            given = _tensors((args, kwargs))
+            if not self._open:
+                self.inputs.append((name, [value.detach().cpu().clone() for value in given]))
+            self._open.append(_Call(name, layer, all(map(_finite, given))))
 
         return hook
+
+    def _end(self, layer: nn.Module, args: Any, output: Any) -> None:
+        call = self._open.pop()
+        call.finite_output = all(map(_finite, _tensors(output)))
+        if self._open:
+            self._open[-1].inner.append(call)
+        elif call.finite_output:
+            self._usual |= {inner.name for inner in call.broken()}
+        elif self._first is None:
+            self._first = call.origin(self._usual)
 
     def _gradients(self, net: str) -> Callable[..., None]:
         def hook(*args: Any) -> None:
-            if self._first is not None:
-                return
             named = [(name, value.grad) for name, value in self.nets[net].named_parameters(prefix=net)]
             bad = [name for name, grad in named if grad is not None and not _finite(grad)]
-            if bad:  # going backwards it met the last of them first
-                self._first = net, f"the gradient of {bad[-1]}, of {len(bad)} that are not finite the last, of a finite loss"
+            if bad and self._first is None:  # going backwards it met the last of them first
+                self._first = f"the gradient of {bad[-1]}, of {len(bad)} that are not finite the last, of a finite loss"
+                self._net = net
 
         return hook
-
-
-def _of_terms(bad: Mapping[str, float]) -> str:
-    name = "penalty" if "penalty" in bad else next(iter(bad))
-    return f"{name} itself, {bad[name]} of finite outputs"
 
 
 def _weights(nets: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:

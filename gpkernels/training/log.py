@@ -28,7 +28,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Appends to the log in `folder`, within `with log:`, after the first `lines` lines, all that a checkpoint knows of.
+    """Appends to the log in `folder`, within `with log:`, after its first `lines` lines, those that a checkpoint knows.
 
     What an interrupted run wrote after them is dropped, so no line is missing or double after a resume. Raises OSError,
     which names the file; the log then ends with a whole line.

@@ -1,6 +1,6 @@
 """The states of the random generators that torch, Python and NumPy share out to everyone.
 
-The trainer draws from none of them while it trains; dropout in a net does, and so may callbacks and data of a user's own.
+The trainer draws from none of them while it trains; dropout in a net does, and a user's callbacks and data may.
 """
 
 from __future__ import annotations
