@@ -92,18 +92,20 @@ class FolderLock:
         self.folder = folder
 
     def __enter__(self) -> FolderLock:
-        self._file = (self.folder / LOCK).open("a+")
+        self._file = (self.folder / LOCK).open("ab+", buffering=0)
         try:
             if fcntl is not None:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         except BlockingIOError:
             self._file.seek(0)
-            holder = self._file.read().strip() or "another one"
+            holder = self._file.read().decode() or "another process"
             self._file.close()
             raise UserError(f"--out: wanted a folder that no run uses, got {self.folder}, used by {holder}") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
