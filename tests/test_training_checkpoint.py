@@ -107,6 +107,7 @@ def test_every_dtype_shared_memory_and_what_is_no_tensor_come_back(tmp_path):
 
 def test_everyone_s_random_numbers_go_on_where_they_were(faces, tmp_path):
     run = trainer(faces, tmp_path)
+    torch.rand(5), np.random.rand(5), random.random()
     run.save()
     drawn = torch.rand(3), np.random.rand(3), random.random()
     again = trainer(faces, tmp_path, resume=checkpoint.load(tmp_path))

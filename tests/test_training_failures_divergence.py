@@ -39,20 +39,16 @@ class Breaks(nn.Module):
         return self.broken(x) if self.now() else x
 
 
-class Masked(nn.Module):
-    """x, by way of infinities, as attention masks are made of: no failure."""
-
-    def __init__(self):
-        super().__init__()
-        self.mask = Mask()
-
-    def forward(self, x):
-        return x + torch.softmax(self.mask(x.flatten(1)), 1)[:, :1, None, None]
-
-
 class Mask(nn.Module):
+    """Infinities, as attention masks are made of: no failure."""
+
     def forward(self, x):
-        return torch.cat([torch.full_like(x[:, :1], -torch.inf), x[:, 1:]], 1)
+        return torch.where(x < 0, -torch.inf, x)
+
+
+class Unmask(nn.Module):
+    def forward(self, x):
+        return torch.where(x.isinf(), 0.0, x)
 
 
 def test_the_step_and_the_layer_that_broke_are_told_and_what_they_were_given_is_kept(faces, tmp_path, capsys):
@@ -61,18 +57,19 @@ def test_the_step_and_the_layer_that_broke_are_told_and_what_they_were_given_is_
     run = trainer(faces, tmp_path)
     twin = trainer(faces, tmp_path / "twin")
     for each in (run, twin):
-        each.critic.body.insert(1, Masked())
-    run.critic.body.insert(3, Breaks(run, 2, lambda x: x / (x - x)))
+        each.critic.body.insert(1, Mask())
+        each.critic.body.insert(2, Unmask())
+    run.critic.body.insert(4, Breaks(run, 2, lambda x: x / (x - x)))
     place = tmp_path / "diverged.pt"
     assert stopped(run) == (
-        "training diverged: critic_loss is nan at step 5; first, in step 3: the output of critic.body.3 (Breaks), from "
+        "training diverged: critic_loss is nan at step 5; first, in step 3: the output of critic.body.4 (Breaks), from "
         f"finite input; what the nets were given in that step is in {place}; the checkpoint of step 0 is kept in "
         f"{tmp_path} (try a lower --lr)"
     )
     assert "steps 1 to 5 are repeated to find the layer" in capsys.readouterr().err
     kept = torch.load(place, weights_only=True)
     assert (kept["step"], kept["seed"]) == (3, 0)
-    assert "critic.body.3" in kept["first"]
+    assert "critic.body.4" in kept["first"]
     twin.train_step()
     twin.train_step()
     draws = torch.Generator().manual_seed(3)
