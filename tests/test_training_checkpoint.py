@@ -170,6 +170,21 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(run, capsys,
     assert checkpoint.find(run).name == "step_00000003"
 
 
+def test_a_run_that_goes_on_may_delete_what_is_being_read(run, capsys, monkeypatch):
+    """Then its newer one is taken, without a word."""
+    read = checkpoint._verified
+    shutil.rmtree(run / "checkpoints/step_00000003")
+
+    def overtaken(folder, *args):
+        monkeypatch.setattr(checkpoint, "_verified", read)
+        folder.rename(folder.with_name("step_00000005"))
+        return read(folder, *args)
+
+    monkeypatch.setattr(checkpoint, "_verified", overtaken)
+    assert checkpoint.find(run).name == "step_00000005"
+    assert capsys.readouterr().err == ""
+
+
 def test_where_none_is_whole_each_is_named(run):
     for path in checkpoint.held(run):
         truncate(path / "training.pt")
@@ -270,6 +285,13 @@ def test_the_same_step_again_replaces_its_checkpoint(faces, tmp_path):
     run.save()
     assert names(tmp_path) == ["newest", "step_00000000"]
     same(checkpoint.load(tmp_path)["critic"], dict(run.critic.state_dict()))
+
+
+def test_what_is_just_saved_stays(faces, run):
+    """Whatever lies there of later steps."""
+    again = trainer(faces, run, keep=1, resume=checkpoint.load(run / "checkpoints/step_00000003"))
+    again.save()
+    assert names(run) == ["newest", "step_00000003", "step_00000004"]
 
 
 OPERATIONS = ("mkdir", "rename", "replace", "symlink", "fsync", "open", "rmdir", "unlink")

@@ -52,9 +52,10 @@ class Damaged(UserError):
 
 
 def save(run: Path, state: dict[str, Any], keep: int = 2) -> Path:
-    """Writes `state` as a checkpoint of the run folder `run` and deletes all but the last `keep`. Returns its folder.
+    """Writes `state` as a checkpoint of the run folder `run`. Of those up to its step, the last `keep` stay.
 
-    `state` is a `Trainer.state_dict()`, on any device. Raises OSError; the checkpoints before it are then as they were.
+    Returns its folder. `state` is a `Trainer.state_dict()`, on any device. Raises OSError; the checkpoints before it are
+    then as they were.
     """
     folder = run / NAME
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +86,9 @@ def save(run: Path, state: dict[str, Any], keep: int = 2) -> Path:
         raise
     disk.sync(folder)
     disk.link(folder / NEWEST, final.name)
-    kept = [path for path in held(run) if path.suffix != ".old"][:keep]
-    for path in held(run):
-        if path not in kept:
-            disk.delete(path)
+    past = [path for path in held(run) if step_of(path) <= state["step"]]
+    for path in [path for path in past if path.suffix != ".old"][keep:] + [path for path in past if path.suffix]:
+        disk.delete(path)
     return final
 
 
@@ -250,15 +250,19 @@ def _first_whole(path: Path, read: Callable[[Path], Found]) -> Found:
             raise UserError(f"{_WANTED}, got {path}, which holds neither {NAME}/ nor {MANIFEST}")
         return read(path)
     damaged: list[str] = []
-    for folder in held(path):
+    candidates = held(path)
+    for folder in candidates:
         try:
             found = read(folder)
         except Damaged as error:
-            damaged.append(str(error))
+            if folder.is_dir():  # else its run has just deleted it, for a newer one
+                damaged.append(str(error))
             continue
         for message in damaged:
             say(f"{message}; {folder.name}, the one before it, is used")
         return found
+    if held(path) != candidates:
+        return _first_whole(path, read)
     raise UserError("; ".join(damaged) or f"{_WANTED}, got {path}, which holds none")
 
 
