@@ -54,8 +54,8 @@ class Damaged(UserError):
 def save(run: Path, state: dict[str, Any], keep: int = 2) -> Path:
     """Writes `state` as a checkpoint of the run folder `run`. Of those up to its step, the last `keep` stay.
 
-    Returns its folder. `state` is a `Trainer.state_dict()`, on any device. Raises OSError; the checkpoints before it are
-    then as they were.
+    Returns its folder. `state` is a `Trainer.state_dict()`, on any device. Raises OSError; the checkpoints before it
+    are then as they were.
     """
     folder = run / NAME
     folder.mkdir(parents=True, exist_ok=True)
