@@ -38,6 +38,7 @@ QUICK = [setting(step, critic, 32, 4) for step in PENALTIES[:1] for critic in CR
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Two panels: speed over the usual code, and cost in steps without a penalty."""
+    from matplotlib.colors import Normalize, TwoSlopeNorm
     from matplotlib.figure import Figure
 
     ours = [row for row in rows if row["variant"] == "gpkernels"]
@@ -45,14 +46,16 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     down = list(dict.fromkeys(_critic(row) for row in ours))
     cells = {(_critic(row), row["case"].partition(",")[0]): row for row in ours}
     figure = Figure(figsize=(13, 1.5 + 0.25 * len(down)), layout="constrained")
-    panels = (("speedup_over_usual", "times as fast as the usual code", "RdBu", 0.5, 3.5),)
-    panels += (("of_no_penalty", "cost, in steps without a penalty", "viridis_r", 1.0, 2.5),)
-    for axes, (column, title, colours, low, high) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+    panels = (
+        ("speedup_over_usual", "times as fast as the usual code", "RdYlGn", TwoSlopeNorm(1, 0.5, 3)),
+        ("of_no_penalty", "cost, in steps without a penalty", "YlOrRd", Normalize(1, 4)),
+    )
+    for axes, (column, title, colours, norm) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         values = [
             [float(cells[key][column]) if (key := (name, step)) in cells else float("nan") for step in across]
             for name in down
         ]
-        axes.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=high)
+        axes.imshow(values, aspect="auto", cmap=colours, norm=norm)
         for y, line in enumerate(values):
             for x, value in enumerate(line):
                 axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7)

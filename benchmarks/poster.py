@@ -32,7 +32,7 @@ from benchmarks import experiments
 from benchmarks.claims import OF, PENALISED, PLAIN, TURN, claims, curves
 from benchmarks.experiments import Judge, Row, number
 from benchmarks.machine import machine
-from gpkernels.training import TrainConfig, Trainer, checkpoint, from_preset, pictures
+from gpkernels.training import TrainConfig, Trainer, checkpoint, disk, from_preset, pictures
 from gpkernels.training.data import ImageSet
 
 SHOWN_EPOCHS = (1, 4, 6)
@@ -212,7 +212,7 @@ def draw(path: Path, rows: Sequence[Row], tasks: Sequence[Run], title: str) -> N
             axes.set_title(f"{run.model}, seed 0, epoch {epoch}{best}", fontsize=9)
             axes.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    disk.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
 def table(rows: Sequence[Row], names: Sequence[str], epochs: int) -> str:

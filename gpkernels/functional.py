@@ -117,7 +117,7 @@ def perturb(
     return Perturb.apply(real, sigma, seed, (scale, NOISES.index(noise), layout, impl))
 
 
-def grad_norm(grad: Tensor, *, norm: str = "l2", axes: str = "sample") -> Tensor:
+def grad_norm(grad: Tensor, *, norm: str = "l2", axes: str = "sample", norm_eps: float = 0.0) -> Tensor:
     """Norms of a gradient, with derivative 0 where they are 0.
 
     Args:
@@ -125,6 +125,7 @@ def grad_norm(grad: Tensor, *, norm: str = "l2", axes: str = "sample") -> Tensor
         norm: "l2", "l1" or "linf".
         axes: over what the norm runs: "sample", all of a sample; "pixel", the channels (dimension 1) of each
             pixel; "batch", everything.
+        norm_eps: "l2" only: the norm is sqrt(norm_eps + sum g^2), as some public code has it; a finite number >= 0.
 
     Returns:
         Shape (B,) for "sample", (B, *spatial) for "pixel", (1,) for "batch"; float64 for a float64 `grad`, float32
@@ -132,9 +133,10 @@ def grad_norm(grad: Tensor, *, norm: str = "l2", axes: str = "sample") -> Tensor
     Highest gradient order: any.
     Raises:
         TypeError: not a floating-point tensor.
-        ValueError: an empty tensor, an unknown norm or axes, "pixel" of a one-dimensional tensor.
+        ValueError: an empty tensor, an unknown norm or axes, "pixel" of a one-dimensional tensor, a negative norm_eps
+            or one for another norm than "l2".
     """
-    return grad_norm_penalty(grad, form="linear", norm=norm, axes=axes, reduction="none")
+    return grad_norm_penalty(grad, form="linear", norm=norm, axes=axes, reduction="none", norm_eps=norm_eps)
 
 
 def grad_norm_penalty(
@@ -145,6 +147,7 @@ def grad_norm_penalty(
     norm: str = "l2",
     axes: str = "sample",
     reduction: str = "mean",
+    norm_eps: float = 0.0,
 ) -> Tensor:
     """A penalty on the norms of a gradient you already have.
 
@@ -155,7 +158,7 @@ def grad_norm_penalty(
     Args:
         grad: shape (B, ...), any floating dtype.
         target: k, a finite number >= 0; linear and squared ignore it.
-        norm, axes: as in `grad_norm`.
+        norm, axes, norm_eps: as in `grad_norm`. A norm_eps costs a few operations more on the norms, none on `grad`.
         reduction: "mean" or "sum" over all norms, or "none".
 
     Returns:
@@ -163,8 +166,15 @@ def grad_norm_penalty(
     Highest gradient order: any. Where a norm is 0 its gradient is 0, never NaN.
     Raises:
         TypeError: not a floating-point tensor, or target not a number.
-        ValueError: an empty tensor, an unknown option, a negative target, "pixel" of a one-dimensional tensor.
+        ValueError: an empty tensor, an unknown option, a negative target, "pixel" of a one-dimensional tensor, a
+            negative norm_eps or one for another norm than "l2".
     """
+    if check_norm_eps(norm_eps, norm):
+        squares = grad_norm_penalty(grad, form="squared", axes=axes, reduction="none")
+        n = (squares + norm_eps).sqrt()
+        one_each = n.reshape(-1, 1)  # whose norm is n itself
+        value = grad_norm_penalty(one_each, form=form, target=target, norm="l1", reduction=reduction)
+        return value.reshape(n.shape) if reduction == "none" else value
     check_floating("grad", grad)
     options = _penalty_options(form, target, norm, axes, reduction)
     if axes == "pixel" and grad.dim() < 2:
@@ -175,6 +185,13 @@ def grad_norm_penalty(
     if under_transform():
         return impl.forward(grad, *options)[0]
     return GradNormPenalty.apply(grad, (options, impl))
+
+
+def check_norm_eps(norm_eps: float, norm: str) -> float:
+    norm_eps = check_number("norm_eps", norm_eps, minimum=0)
+    if norm_eps and norm != "l2":
+        raise fail("norm_eps", f"0 for norm {norm!r} (only 'l2' has a root)", norm_eps)
+    return norm_eps
 
 
 @functools.lru_cache(maxsize=128)

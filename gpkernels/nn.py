@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gpkernels import penalty
-from gpkernels._checks import check_choice, check_count, check_number, fail
-from gpkernels.kinds import KINDS
+from gpkernels._checks import check_choice, check_count
+from gpkernels.kinds import KINDS, Draw, check_draw
+
+_ROOT = {"norm_eps": 1e-8}
 
 
 class GradientPenalty(nn.Module):
@@ -21,8 +23,8 @@ class GradientPenalty(nn.Module):
     returns i times the penalty, the others return 0 without running the critic. Adam's settings should then be
     corrected with `lazy_adam`. The phase is part of `state_dict`.
 
-    Args: `kind`, `weight`, `form`, `target`, `norm`, `axes`, `scale` and `microbatch` as in `gradient_penalty`;
-    interval: a whole number >= 1.
+    Args: `kind`, `weight`, `form`, `target`, `norm`, `axes`, `norm_eps`, `noise`, `scale`, `per_element` and
+    `microbatch` as in `gradient_penalty`; interval: a whole number >= 1.
     `presets` maps the names of published penalties to these arguments; `from_preset(name)` builds one.
     """
 
@@ -34,7 +36,16 @@ class GradientPenalty(nn.Module):
             "r1": {"kind": "r1"},
             "r1-lazy": {"kind": "r1", "interval": 16},
             "r2": {"kind": "r2"},
-            "ls-gan-pg": {"kind": "ls_gan_pg", "axes": "pixel"},
+            "ls-gan-pg": {"kind": "ls_gan_pg", "axes": "pixel"},  # its public code
+            # the many copies of WGAN-GP that take norm(2, dim=1) of a gradient not flattened
+            "wgan-gp-pixel": {"kind": "coupled", "axes": "pixel"},
+            # the public code of Dong and Yang 2019: r1 and r2 are not squared, the one-sided form is max(n, k);
+            # [memory] for the size of the noise
+            "dong-yang-coupled": {"kind": "coupled", "per_element": True, **_ROOT},
+            "dong-yang-coupled-one-sided": {"kind": "coupled", "per_element": True, "form": "maximum", **_ROOT},
+            "dong-yang-local": {"kind": "local", "noise": "normal", "scale": 0.01, **_ROOT},
+            "dong-yang-r1": {"kind": "r1", "form": "linear", **_ROOT},
+            "dong-yang-r2": {"kind": "r2", "form": "linear", **_ROOT},
         }
     )
 
@@ -47,22 +58,23 @@ class GradientPenalty(nn.Module):
         target: float = 1.0,
         norm: str = "l2",
         axes: str = "sample",
+        norm_eps: float = 0.0,
+        noise: str | None = None,
         scale: float | None = None,
+        per_element: bool = False,
         microbatch: int | None = None,
         interval: int = 1,
     ) -> None:
         super().__init__()
         check_choice("kind", kind, KINDS)
-        penalty.make_measure(KINDS[kind], weight, form, target, norm, axes)
-        if scale is not None:
-            check_number("scale", scale, minimum=0)
-            if kind != "local":
-                raise fail("scale", f"None for kind {kind!r} (only 'local' perturbs)", scale)
+        penalty.make_measure(KINDS[kind], weight, form, target, norm, axes, norm_eps)
+        check_draw(KINDS[kind], Draw(per_element=per_element, noise=noise, scale=scale))
         if microbatch is not None:
             check_count("microbatch", microbatch)
         self.interval = check_count("interval", interval)
         self.kind, self.weight, self.form, self.target = kind, weight, form, target
-        self.norm, self.axes, self.scale, self.microbatch = norm, axes, scale, microbatch
+        self.norm, self.axes, self.norm_eps = norm, axes, norm_eps
+        self.noise, self.scale, self.per_element, self.microbatch = noise, scale, per_element, microbatch
         self.calls = 0
 
     @classmethod
@@ -92,8 +104,10 @@ class GradientPenalty(nn.Module):
             real,
             fake,
             **self._options(),
+            noise=self.noise,
             scale=self.scale,
             eps=eps,
+            per_element=self.per_element,
             generator=generator,
             critic_args=critic_args,
             critic_kwargs=critic_kwargs,
@@ -147,5 +161,6 @@ class GradientPenalty(nn.Module):
             "target": self.target,
             "norm": self.norm,
             "axes": self.axes,
+            "norm_eps": self.norm_eps,
             "microbatch": self.microbatch,
         }

@@ -15,8 +15,8 @@ from torch import Tensor
 from gpkernels import double_backward, microbatches
 from gpkernels._checks import check_choice, check_count, check_floating, check_number, check_same, fail
 from gpkernels.double_backward import Entry, Recording
-from gpkernels.functional import grad_norm_penalty
-from gpkernels.kinds import KINDS, Kind, check_inputs
+from gpkernels.functional import check_norm_eps, grad_norm_penalty
+from gpkernels.kinds import KINDS, Draw, Kind, check_draw, check_inputs
 from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
 from gpkernels.ops.grad_penalty.reference import AXES, NORMS
@@ -33,15 +33,24 @@ class Measure:
     target: float
     norm: str
     axes: str
+    norm_eps: float
 
     def __call__(self, grad: Tensor, reduction: str = "mean") -> Tensor:
         value = grad_norm_penalty(
-            grad, form=self.form, target=self.target, norm=self.norm, axes=self.axes, reduction=reduction
+            grad,
+            form=self.form,
+            target=self.target,
+            norm=self.norm,
+            axes=self.axes,
+            reduction=reduction,
+            norm_eps=self.norm_eps,
         )
         return self.weight * value
 
 
-def make_measure(kind: Kind, weight: float, form: str | None, target: float, norm: str, axes: str) -> Measure:
+def make_measure(
+    kind: Kind, weight: float, form: str | None, target: float, norm: str, axes: str, norm_eps: float
+) -> Measure:
     """Checks the options; form=None takes the kind's usual form, with its factor."""
     weight = check_number("weight", weight, minimum=0)
     if form is None:
@@ -49,7 +58,8 @@ def make_measure(kind: Kind, weight: float, form: str | None, target: float, nor
     check_choice("form", form, PENALTIES)
     check_choice("norm", norm, NORMS)
     check_choice("axes", axes, AXES)
-    return Measure(weight, form, check_number("target", target, minimum=0), norm, axes)
+    target, norm_eps = check_number("target", target, minimum=0), check_norm_eps(norm_eps, norm)
+    return Measure(weight, form, target, norm, axes, norm_eps)
 
 
 @double_backward.never_compiled
@@ -64,8 +74,11 @@ def gradient_penalty(
     target: float = 1.0,
     norm: str = "l2",
     axes: str = "sample",
+    norm_eps: float = 0.0,
+    noise: str | None = None,
     scale: float | None = None,
     eps: Tensor | None = None,
+    per_element: bool = False,
     generator: torch.Generator | None = None,
     critic_args: Sequence[Any] = (),
     critic_kwargs: Mapping[str, Any] | None = None,
@@ -82,10 +95,12 @@ def gradient_penalty(
             alone. `fake` is needed by kinds "coupled" and "r2"; the others need `real`.
         kind: where x lies: "coupled" (WGAN-GP) | "local" (DRAGAN) | "r1" | "r2" | "ls_gan_pg"; see `gpkernels.kinds`.
         weight: a number >= 0.
-        form, target, norm, axes: R, as in `grad_norm_penalty`. form=None takes the kind's usual one; for "r1" and
-            "r2" that is the squared norm with the factor 1/2, which an explicit form does not get.
-        scale: kind "local" only: the noise's scale in standard deviations of `real`, 0.5 if None.
+        form, target, norm, axes, norm_eps: R, as in `grad_norm_penalty`. form=None takes the kind's usual one; for
+            "r1" and "r2" that is the squared norm with the factor 1/2, which an explicit form does not get.
+        noise, scale: kind "local" only: "uniform" noise, U[-1, 1) times `scale` (0.5 if None) standard deviations of
+            `real`, which is the default; or "normal", N(0, 1) times `scale`, which then has to be given.
         eps: kind "coupled" only: interpolation weights of shape (B,); drawn if None.
+        per_element: kind "coupled" only: draw a weight for each element, as some public code does, not one a sample.
         generator: the torch generator that keys the draw.
         critic_args, critic_kwargs: passed to the critic after x, for example labels.
         scaler: a `torch.amp.GradScaler`. The gradient in x is computed from scaled scores, so that it does not
@@ -103,8 +118,10 @@ def gradient_penalty(
             device, or that do not depend on x.
     """
     row = _kind(kind)
-    measure = make_measure(row, weight, form, target, norm, axes)
-    check_inputs(row, eps, scale, {"real": real, "fake": fake})
+    measure = make_measure(row, weight, form, target, norm, axes, norm_eps)
+    draw = Draw(eps, per_element, noise, scale, generator)
+    check_draw(row, draw)
+    check_inputs(row, {"real": real, "fake": fake})
     for name, x in (("real", real), ("fake", fake)):
         if x is not None:
             check_floating(name, x)
@@ -112,7 +129,8 @@ def gradient_penalty(
         check_same("fake", fake, "real", real)
     call = _Call(critic, critic_args, critic_kwargs, scaler)
     with _recording():
-        x = row.point(*(None if t is None else _detached(t) for t in (real, fake)), eps, scale, generator)
+        real, fake = (None if t is None else _detached(t) for t in (real, fake))
+        x = row.point(real, fake, draw)
         value = _penalty(call, x, measure, microbatch, create_graph=call.create_graph)
     return value if call.create_graph else value.detach()
 
@@ -128,6 +146,7 @@ def score_and_penalty(
     target: float = 1.0,
     norm: str = "l2",
     axes: str = "sample",
+    norm_eps: float = 0.0,
     critic_args: Sequence[Any] = (),
     critic_kwargs: Mapping[str, Any] | None = None,
     scaler: torch.amp.GradScaler | None = None,
@@ -144,7 +163,7 @@ def score_and_penalty(
     if not row.at_samples:
         names = ", ".join(repr(k.name) for k in KINDS.values() if k.at_samples)
         raise fail("kind", f"one of {names}, which penalise at x itself", repr(kind))
-    measure = make_measure(row, weight, form, target, norm, axes)
+    measure = make_measure(row, weight, form, target, norm, axes, norm_eps)
     check_floating("x", x)
     call = _Call(critic, critic_args, critic_kwargs, scaler)
     with _recording():

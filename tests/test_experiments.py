@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+import trees
 from PIL import Image
 from threads import one_thread  # noqa: F401
 
-from gpkernels.training import Learner, from_preset
+from gpkernels.training import Learner, data, from_preset
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--data", "lfw-mini", "--metrics", "swd", "--seeds", "2", "--epochs", "2", "--width", "2", "--batch", "64"]
@@ -111,6 +113,28 @@ def test_poster_at_its_own_size(module):
     assert len({run.folder.parent for run in others}) == 3
     small, *_ = poster.runs(poster.parse(["--data", "lfw-mini"]), ["swd", "kid_effnetlite0"])
     assert [len(small.metrics(epoch)) for epoch in (0, 5, 11, 23, 24)] == [2, 1, 2, 1, 2]
+
+
+def test_poster_at_its_own_size_on_celeba(module, tmp_path, capsys):
+    """From photographs to the picture, with nothing but the nets, the batch and the epochs made small."""
+    poster, root = module("poster"), trees.celeba(tmp_path, 330)
+    small = ["--width", "2", "--batch", "22", "--samples", "100", "--epochs", "2", "--seeds", "1", "--metrics", "swd"]
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out/results"), "--jobs", "1"]
+    poster.main(["--data", f"celeba:{root}", "--full", *small, *where, "--device", "cpu"])
+    rows = table(tmp_path / "out/results.csv")
+    assert [(row["model"], row["epoch"], row["step"]) for row in rows[:-1]] == [
+        (model, str(epoch), str(5 * epoch)) for model in ("LS-GAN", "LS-GAN-PG") for epoch in range(3)
+    ]
+    assert rows[-1]["model"] == "real images"  # what a perfect model would get, far below noise
+    assert float(rows[-1]["swd"]) < min(float(row["swd"]) for row in rows[:-1])
+    assert {(row["image_size"], row["measured_on"], row["n_swd"]) for row in rows} == {("64", "held-out", "100")}
+    with Image.open(tmp_path / "out/results.png") as picture:
+        assert picture.width > 1000
+    (grid,) = (tmp_path / "runs").glob("*/ls-gan-pg-seed0/samples/epoch_0002.png")
+    with Image.open(grid) as picture:
+        assert picture.size == (10 * 64, 64)
+        assert picture.mode == "RGB"
+    assert "LS-GAN-PG best/initial" in capsys.readouterr().out
 
 
 def test_poster_records_what_diverges(module, tmp_path, monkeypatch):
@@ -287,9 +311,64 @@ def test_grid_is_every_kind_form_and_loss(module):
     settings = {penalty.name: penalty.settings for penalty in grid.PENALTIES_TRIED}
     assert settings["r1 squared"]["penalty_form"] is None
     assert settings["r1 linear"]["penalty_form"] == "linear"
-    assert settings["ls_gan_pg linear"] == {"penalty": "ls_gan_pg", "penalty_form": None, "penalty_axes": "pixel"}
+    assert settings["ls_gan_pg linear"] == {"penalty": "ls_gan_pg", "penalty_form": None}
 
 
 def test_workers_share_the_work(module):
     experiments = module("experiments")
     assert sorted(experiments.outcomes(abs, [-3, 2, -1], 2)) == [1, 2, 3]
+
+
+def test_presets_before_and_after(module, tmp_path, counted_steps, monkeypatch, capsys):
+    """A row each, kept from run to run; what diverges is recorded, and other settings are another folder."""
+    presets, root = module("presets"), trees.fashion(tmp_path / "clothes", 128, 120)
+    step = Learner.train_step
+
+    def diverging(self):
+        terms = step(self)
+        return {**terms, "gap": terms["gap"] * math.nan} if self.config.preset == "gan" else terms
+
+    monkeypatch.setattr(Learner, "train_step", diverging)
+    options = ["--data", f"fashion-mnist:{root}", "--width", "2", "--samples", "100", "--metrics", "swd"]
+    options += ["--jobs", "1", "--device", "cpu", "--runs", str(tmp_path / "runs"), "--presets", "cls-gan,gan,wgan"]
+    presets.main([*options, "--out", str(tmp_path / "results.csv")])
+    rows = {row["preset"]: row for row in table(tmp_path / "results.csv")}
+    assert list(rows) == ["cls-gan", "gan", "wgan"]
+    assert [row["status"] for row in rows.values()] == ["trained", "diverged: gap is nan at step 1", "trained"]
+    assert [row["steps"] for row in rows.values()] == ["2", "1", "1"]  # batches of 64, of which wgan takes 5 a step
+    assert 0 < float(rows["cls-gan"]["classification_error"]) <= 1
+    assert rows["wgan"]["classification_error"] == rows["gan"]["swd_after"] == ""
+    assert float(rows["wgan"]["swd_after"]) > 0
+    assert rows["wgan"]["measured_on"] == "held-out"
+    before = f"{float(rows['wgan']['swd_before']):.3f}, {float(rows['wgan']['swd_after']):.3f}"
+    assert f"| wgan | 1 | {before} |" in capsys.readouterr().out
+    counted_steps["steps"] = 0
+    presets.main(options)
+    assert counted_steps["steps"] == 0
+    presets.main([*options[:-1], "wgan", "--seed", "1"])
+    assert counted_steps["steps"] == 1
+
+
+def test_labels_alone_and_with_the_others(module, tmp_path, capsys):
+    """Both begin alike and see the same labels; alone is cross-entropy on them, by hand."""
+    labels, root = module("labels"), trees.fashion(tmp_path / "clothes", 60, 40)
+    options = ["--data", f"fashion-mnist:{root}", "--labels", "20", "--steps", "3", "--seeds", "2", "--width", "2"]
+    labels.main([*options, "--batch", "8", "--jobs", "1", "--out", str(tmp_path / "results.csv")])
+    rows = table(tmp_path / "results.csv")
+    assert [(row["model"], row["seed"], row["step"]) for row in rows] == [
+        (model, seed, step) for seed in "01" for model in ("labels alone", "cls-gan-semi") for step in "123"
+    ]
+    last = [float(row["classification_error"]) for row in rows if row["step"] == "3" and row["model"] == "labels alone"]
+    assert f"labels alone   {sum(last) / 2:.4f}, from {min(last):.4f} to" in capsys.readouterr().out
+
+    config = from_preset("cls-gan-semi", {"data": f"fashion-mnist:{root}", "labels": 20, "batch_size": 8, "ndf": 2})
+    images = data.load(config)
+    run, twin = Learner(config, images), Learner(config, images)
+    labels.supervised_step(run)
+    real = images.batch(config, 0, torch.Generator())
+    y = images.batch_labels(config, 0)[0]
+    chosen = twin.critic(real[::2], y[::2]).mean()  # even places have a label, and L(x, y) is the cross-entropy
+    gradients = torch.autograd.grad(chosen, list(twin.critic.parameters()))
+    for parameter, gradient in zip(run.critic.parameters(), gradients, strict=True):
+        moment = run.optimizers["critic"].state[parameter]["exp_avg"]
+        torch.testing.assert_close(moment, 0.5 * gradient, rtol=1e-4, atol=1e-7)

@@ -155,6 +155,16 @@ def test_unknown_labels_are_those_of_the_least_loss():
     assert not weights.requires_grad
 
 
+def test_a_guess_without_confidence_does_not_count():
+    logits = torch.tensor([[0.0, 0.0], [0.0, 2.0], [5.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    known = torch.tensor([False, False, False, True])
+    y, weights = presume_labels(logits, torch.ones(4, dtype=torch.int64), known, weight=0.3, confidence=0.9)
+    probability = scipy.special.softmax(logits.numpy(), 1).max(1)
+    assert weights.tolist() == pytest.approx([0.3 * (p >= 0.9) for p in probability[:3]] + [1.0])
+    assert weights.tolist() == pytest.approx([0, 0, 0.3, 1])
+    assert y.tolist() == [0, 1, 0, 1]
+
+
 def test_a_half_supervised_critic_step():
     """Known pairs count fully, the others by their weight, in the cost and in gamma's term."""
     _, _, real, fake = batch()
@@ -208,6 +218,11 @@ KNOWN = torch.ones(6, dtype=torch.bool)
             lambda b: presume_labels(b[2].flatten(1), LABELS, KNOWN, weight=-1),
             ValueError,
             "weight: wanted a finite number",
+        ),
+        (
+            lambda b: presume_labels(b[2].flatten(1), LABELS, KNOWN, confidence=1.5),
+            ValueError,
+            "confidence: wanted a probability, got 1.5",
         ),
     ],
 )

@@ -218,6 +218,17 @@ def test_reconstruction_takes_the_best_start_and_the_image_s_own_label():
     assert got.tolist() == [0, 0, 1, 0]
 
 
+@pytest.mark.parametrize(("z", "reach"), [("uniform", (0.99, 1.0)), ("normal", (2.5, 6.0))])
+def test_reconstruction_starts_from_the_distribution_of_z(z, reach):
+    """The farthest of 5000 starts to either side, which lr 0 does not move: images of 9 and -9 tell it."""
+    images = torch.tensor([9.0, -9.0]).view(2, 1, 1, 1)
+    options = {"starts": 5000, "steps": 1, "lr": 0.0, "z": z}
+    got = metrics.minimum_reconstruction_error(lambda z: z.view(-1, 1, 1, 1), images, 1, **options)
+    assert all(reach[0] <= 9 - error <= reach[1] for error in got.tolist())
+    with pytest.raises(ValueError, match="z: wanted one of 'normal', 'uniform', got 'cauchy'"):
+        metrics.minimum_reconstruction_error(torch.sin, images, 1, z="cauchy")
+
+
 def test_reconstruction_repeats_whatever_the_batch():
     net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4))).requires_grad_(False)
     images = torch.rand(7, 1, 4, 4)

@@ -15,7 +15,7 @@ from torch import nn
 from gpkernels import cli, metrics
 from gpkernels.metrics import command, evaluator, features, table
 from gpkernels.metrics.images import to_bytes
-from gpkernels.training import TrainConfig, checkpoint, data
+from gpkernels.training import TrainConfig, checkpoint, data, models
 
 SKIMAGE = Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data"
 N = 100
@@ -234,6 +234,32 @@ def test_command_s_numbers_are_those_of_the_library(trained, tmp_path, capsys):
     real = torch.from_numpy(data.load(TrainConfig()).images)
     wanted = metrics.sliced_wasserstein(real / 127.5 - 1, to_bytes("fake", fake) / 127.5 - 1)
     assert report["metrics"][0]["value"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("z", ["normal", "uniform"])
+def test_mre_starts_from_the_checkpoint_s_own_z(trained, tmp_path, capsys, monkeypatch, z):
+    generator, _ = models.build(TrainConfig(ngf=2, ndf=2, nz=8), 1, 32)
+    for weight in generator.eval().parameters():
+        weight.data *= 10  # untrained, it gives nearly the same image for every z
+    monkeypatch.setattr(checkpoint, "load_generator", lambda path: (generator, TrainConfig(nz=8, z=z), 7))
+    options = [
+        "--metrics",
+        "mre",
+        "--n",
+        100,
+        "--mre-images",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "evaluation.json",
+    ]
+    assert run(capsys, trained, *options)[0] == 0
+    (row,) = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
+    kept = torch.randperm(100, generator=torch.Generator().manual_seed(0))[:2]
+    real = torch.from_numpy(data.load(TrainConfig()).images[kept.numpy()]) / 127.5 - 1
+    wanted = metrics.minimum_reconstruction_error(generator, real, 8, z=z)
+    assert row["detail"]["per_image"] == pytest.approx(wanted.tolist(), rel=1e-5)
 
 
 class Labelled:

@@ -12,7 +12,8 @@ from threads import one_thread  # noqa: F401
 
 from gpkernels import metrics
 from gpkernels.errors import UserError
-from gpkernels.training import PRESETS, Trainer, data, from_preset, models
+from gpkernels.training import PRESETS, Learner, Trainer, data, from_preset, models
+from gpkernels.training.objective import Penalties
 
 SIZES = {"ngf": 8, "ndf": 8, "batch_size": 16, "image_size": 32}
 
@@ -46,13 +47,8 @@ def faces():
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """Where labelled images are: Fashion-MNIST if it is installed, else the faces of lfw-mini turned by 0, 90, 180 and
-    270 degrees, in a folder a class."""
-    for prefix in (sys.prefix, "/usr"):
-        folder = Path(prefix) / "share/datasets/fashion-mnist"
-        if (folder / "train-images-idx3-ubyte.gz").is_file():
-            return f"fashion-mnist:{folder}"
+def turned(tmp_path_factory):
+    """The faces of lfw-mini turned by 0, 90, 180 and 270 degrees, in a folder a class."""
     root = tmp_path_factory.mktemp("turned")
     file = Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data/lfw_subset.npy"
     for index, image in enumerate(np.load(file)[:100]):
@@ -61,6 +57,16 @@ def labelled(tmp_path_factory):
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(np.uint8(np.rot90(image, turns) * 255)).save(path)
     return f"folder:{root}"
+
+
+@pytest.fixture(scope="module")
+def labelled(turned):
+    """Where labelled images are: Fashion-MNIST if it is installed, else the turned faces."""
+    for prefix in (sys.prefix, "/usr"):
+        folder = Path(prefix) / "share/datasets/fashion-mnist"
+        if (folder / "train-images-idx3-ubyte.gz").is_file():
+            return f"fashion-mnist:{folder}"
+    return turned
 
 
 def distance(run, images):
@@ -118,6 +124,7 @@ PUBLISHED = {
     "ls-gan": ("ls-gan", "none", ("adam", 1e-4, 0.5, 0.999), 64, 1, "uniform", False),
     "gls-gan": ("gls-gan", "none", ("adam", 1e-4, 0.5, 0.999), 64, 1, "uniform", False),
     "cls-gan": ("cls-gan", "none", ("adam", 1e-3, 0.5, 0.999), 64, 1, "normal", False),
+    "cls-gan-semi": ("cls-gan", "none", ("adam", 1e-3, 0.5, 0.999), 64, 1, "normal", False),
     "dcgan": ("classic-non-saturating", "none", ("adam", 2e-4, 0.5, 0.999), 128, 1, "uniform", False),
     "lsgan-least-squares": ("least-squares", "none", ("adam", 2e-4, 0.5, 0.999), 64, 1, "uniform", False),
     "wgan": ("wasserstein", "none", ("rmsprop", 5e-5), 64, 5, "normal", True),
@@ -139,7 +146,8 @@ def test_settings_are_the_published_ones(name):
     assert got == PUBLISHED[name]
     if config.penalty != "none":
         assert config.penalty_weight == 10
-        assert config.penalty_axes == ("pixel" if name == "ls-gan-pg" else "sample")
+        (penalty,) = Penalties(config).each
+        assert penalty.axes == ("pixel" if name == "ls-gan-pg" else "sample")
 
 
 def test_every_preset_is_a_config_with_a_source():
@@ -147,7 +155,7 @@ def test_every_preset_is_a_config_with_a_source():
         assert from_preset(name, {}).preset == name
         assert preset.doc
         assert preset.source
-    assert set(LEARN) == set(PRESETS)
+    assert set(LEARN) == set(PRESETS) - {"cls-gan-semi"}  # whose classifier is tested below
     with pytest.raises(UserError, match=r"--preset: wanted one of 'ls-gan-pg', .*, got 'wgan-lp'"):
         from_preset("wgan-lp", {})
 
@@ -160,3 +168,18 @@ def test_presets_learn(name, request, tmp_path):
         where = request.getfixturevalue("labelled")
     torch.use_deterministic_algorithms(False)
     assert train(name, where, tmp_path) > LEARN[name][1]
+
+
+def test_a_classifier_learns_from_few_labels(turned):
+    """Which way up a face is, from 5 labels a way: the error on images whose labels nobody told, where chance is 0.75.
+
+    Seeds 0 to 2 give 0.08 to 0.14; if every guess counted, however unsure, 0.73 to 0.75: the critic learns its own.
+    """
+    config = from_preset("cls-gan-semi", {**SIZES, "data": turned, "labels": 20})
+    images = data.load(config)
+    run = Learner(config, images)
+    for _ in range(100):
+        run.train_step()
+    unknown = ~images.known(config)
+    guessed = run.critic.guess(torch.from_numpy(images.images[unknown]).float() / 127.5 - 1).argmax(1)
+    assert (guessed.numpy() != images.labels[unknown]).mean() < 0.2

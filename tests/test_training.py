@@ -95,7 +95,7 @@ def test_spectral_norm_of_the_critic(faces, tmp_path, penalty):
     largest = [torch.linalg.svdvals(handle.layers[name][0].weight.flatten(1))[0].item() for name in handle]
     assert largest == pytest.approx([1.0] * 4, abs=0.05)
     before = {name: value.clone() for name, value in run.critic.state_dict().items()}
-    run.mean_grad_norm()
+    run.grad_norms()
     assert all(torch.equal(value, before[name]) for name, value in run.critic.state_dict().items())
 
 
@@ -243,6 +243,9 @@ def test_run_folder_holds_what_it_promises(faces, tmp_path):
         "margin",
         "penalty",
         "grad_norm",
+        "grad_norm_max",
+        "critic_weight_grad",
+        "generator_weight_grad",
     }
     with Image.open(tmp_path / "samples/epoch_0001.png") as grid:
         assert grid.size == (8 * 96, 8 * 96)
@@ -300,6 +303,19 @@ def test_divergence_stops_with_the_term_that_broke(faces, tmp_path):
             "--loss: wanted ls-gan, gls-gan, cls-gan for condition classes, got",
         ),
         ({"penalty_interval": 4, "optimizer": "rmsprop"}, "--penalty-interval: wanted 1 for optimizer rmsprop, got 4"),
+        (
+            {"penalty_per_element": True, "penalty": "r1"},
+            "--penalty-per-element: wanted --penalty coupled, which weighs pairs, got r1",
+        ),
+        (
+            {"penalty_norm_eps": 1e-8, "penalty_norm": "l1"},
+            "--penalty-norm-eps: wanted --penalty-norm l2, which has a root, got l1",
+        ),
+        (
+            {"penalty_noise": "normal", "penalty": "local"},
+            "--penalty-scale: wanted a number for --penalty-noise normal",
+        ),
+        ({"penalty_noise": "normal"}, "--penalty-noise: wanted --penalty local, which draws noise, got ls_gan_pg"),
         ({"penalty_scale": 0.1}, "--penalty-scale: wanted --penalty local, which draws noise, got ls_gan_pg"),
         ({"slope": 0.5}, "--slope: wanted 0 for loss 'ls-gan'"),
         ({"slope": 2.0, "loss": "gls-gan"}, "--slope: wanted a number <= 1, got 2"),
@@ -307,6 +323,7 @@ def test_divergence_stops_with_the_term_that_broke(faces, tmp_path):
         ({"image_size": 48}, "--image-size: wanted 32, 64 or 128, got 48"),
         ({"batch_size": 1}, "--batch-size: wanted at least 2, got 1"),
         ({"lr": float("nan")}, "--lr: wanted at least 0, got nan"),
+        ({"unlabelled_confidence": 1.5}, "--unlabelled-confidence: wanted at most 1, got 1.5"),
         ({"beta1": 1.0}, "--beta1: wanted a number below 1, got 1"),
         ({"seed": 2**31}, "--seed: wanted a number below 2"),
     ],

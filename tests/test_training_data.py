@@ -1,17 +1,17 @@
 """Data sets: what is read, cropped, skipped and refused; batches as a function of (seed, step)."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
 import torch
 import trees
-from PIL import Image
 
 from gpkernels.errors import UserError
-from gpkernels.training import data
-from gpkernels.training.config import SPLITS, TrainConfig
-from gpkernels.training.data import celeba
+from gpkernels.training import Callback, Learner, Trainer, data
+from gpkernels.training.config import TrainConfig
+from gpkernels.training.data import image_set
 
 
 def config(**settings):
@@ -44,32 +44,6 @@ def test_good_images_among_bad_ones_train_and_the_bad_are_named(tmp_path):
     images = data.load(config(data=f"folder:{tmp_path}"))
     assert len(images.images) == 7
     assert sorted(reason.split(":")[0].rsplit("/")[-1] for reason in images.skipped) == ["notes.jpg", "truncated.jpg"]
-
-
-def test_image_bombs_are_skipped(tmp_path, monkeypatch):
-    trees.folder(tmp_path, 2)
-    trees.picture(tmp_path / "bomb.png", (300, 300))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    images = data.load(config(data=f"folder:{tmp_path}"))
-    assert len(images.skipped) == 1
-    assert "decompression bomb" in images.skipped[0]
-
-
-@pytest.mark.parametrize("crop", ["178", "148", "140", "128", "108", "none"])
-def test_celeba_crops(tmp_path, crop):
-    trees.celeba(tmp_path)
-    images = data.load(config(data=f"celeba:{tmp_path}", crop=crop))
-    assert images.images.shape == (4, 3, 64, 64)
-    with Image.open(tmp_path / "celeba/img_align_celeba/000001.jpg") as image:
-        box = celeba.BOXES.get(crop, (0, 20, 178, 198))
-        wanted = np.asarray(image.crop(box).resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert np.array_equal(images.images[0], wanted)
-
-
-def test_celeba_splits(tmp_path):
-    root = trees.celeba(tmp_path) / "celeba"
-    counts = {split: len(data.load(config(data=f"celeba:{root}", split=split)).images) for split in SPLITS}
-    assert counts == {"train": 4, "valid": 4, "test": 4, "all": 12}
 
 
 def test_step_decides_the_batch():
@@ -145,21 +119,6 @@ def test_augmentation_flips_and_shifts_whole_images():
     }
 
 
-def damaged_celeba(tmp_path, damage):
-    root = trees.celeba(tmp_path) / "celeba"
-    if damage == "missing image":
-        (root / "img_align_celeba/000003.jpg").unlink()
-    elif damage == "wrong count":
-        text = (root / "list_attr_celeba.txt").read_text()
-        (root / "list_attr_celeba.txt").write_text("13" + text[2:])
-    elif damage == "no partition":
-        (root / "list_eval_partition.txt").unlink()
-    elif damage == "no images":
-        for file in (root / "img_align_celeba").iterdir():
-            file.unlink()
-    return f"celeba:{tmp_path}"
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -168,16 +127,13 @@ def damaged_celeba(tmp_path, damage):
             r"wanted lfw-mini, fashion-mnist\[:PATH\], folder:PATH or celeba:PATH, got 'mnist'",
         ),
         (lambda p: "folder:", "--data: wanted lfw-mini"),
-        (lambda p: f"folder:{p}/none", "--data folder: wanted a folder, got .*/none, which does not exist"),
+        (
+            lambda p: f"folder:{p}/none",
+            "--data folder: wanted a folder or a .zip file, got .*/none, which does not exist",
+        ),
         (lambda p: f"folder:{trees.picture(p / 'a.png')}", "which is a file"),
         (lambda p: f"folder:{p}", r"--data folder: wanted images \(.*\) in .*, got none"),
         (lambda p: (p / "a.jpg").write_text("x") and f"folder:{p}", "wanted at least one readable image, got none"),
-        (lambda p: f"celeba:{p}/none", "--data celeba: wanted a folder"),
-        (lambda p: f"celeba:{p}", "--data celeba: wanted a folder img_align_celeba in"),
-        (lambda p: damaged_celeba(p, "missing image"), "got '12' stated, 12 rows and 11 images"),
-        (lambda p: damaged_celeba(p, "wrong count"), "got '13' stated, 12 rows and 12 images"),
-        (lambda p: damaged_celeba(p, "no partition"), "--split train: wanted .*list_eval_partition.txt"),
-        (lambda p: damaged_celeba(p, "no images"), "--data celeba: wanted .jpg files"),
     ],
 )
 def test_bad_data_is_named(tmp_path, make, message):
@@ -185,9 +141,52 @@ def test_bad_data_is_named(tmp_path, make, message):
         data.load(config(data=make(tmp_path)))
 
 
-def test_celeba_image_of_another_size_is_skipped(tmp_path):
-    trees.celeba(tmp_path)
-    trees.picture(tmp_path / "celeba/img_align_celeba/000001.jpg", (100, 100))
-    images = data.load(config(data=f"celeba:{tmp_path}"))
-    assert len(images.images) == 3
-    assert "wanted 178x218 pixels, got 100x100" in images.skipped[0]
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_resident_images_give_the_same_batches(monkeypatch, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    noise = np.random.default_rng(0).integers(0, 256, (23, 3, 8, 8), np.uint8)
+    settings = config(batch_size=12, shift=2)
+
+    def batches(images):
+        return torch.cat([images.batch(settings, s, torch.Generator().manual_seed(s)) for s in range(4)])
+
+    wanted, resident = batches(data.ImageSet("noise", noise)), data.ImageSet("noise", noise.copy())
+    monkeypatch.setattr(image_set, "_room", lambda device: noise.nbytes - 1)
+    resident.reside_on(torch.device(device))
+    assert resident._resident is None
+    monkeypatch.setattr(image_set, "_room", lambda device: noise.nbytes)
+    resident.reside_on(torch.device(device))
+    resident.images = np.zeros_like(noise)  # which are not looked at any more
+    got = batches(resident)
+    assert got.device.type == device
+    assert torch.equal(got.cpu(), wanted)
+
+
+def test_images_do_not_reside_on_a_cpu(tmp_path):
+    images = data.load(config())
+    Learner(config(ngf=2, ndf=2, device="cpu"), images)
+    assert images._resident is None
+
+
+def test_how_long_steps_wait_for_images_is_told(tmp_path, monkeypatch):
+    class Told(Callback):
+        shares = ()
+
+        def on_log(self, trainer, record):
+            self.shares += (record["input_share"],)
+
+    def slowly(*arguments, batch=data.ImageSet.batch):
+        time.sleep(0.1)
+        return batch(*arguments)
+
+    monkeypatch.setattr(data.ImageSet, "batch", slowly)
+    told, began = Told(), time.perf_counter()
+    settings = config(ngf=2, ndf=2, batch_size=2, nz=4, steps=4, log_every=2)
+    trainer = Trainer(settings, data.load(settings), tmp_path, callbacks=[told])
+    trainer.run()
+    seconds = time.perf_counter() - began
+    assert len(told.shares) == 3
+    assert all(0 < share < 1 for share in told.shares)
+    assert 0.4 <= trainer.input_seconds < seconds
+    assert "input_share" not in (tmp_path / "log.jsonl").read_text()

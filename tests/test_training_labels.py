@@ -1,5 +1,6 @@
 """Labels: read with their images, kept with them, known in part; runs with a condition."""
 
+import itertools
 import json
 
 import critics
@@ -15,6 +16,7 @@ from threads import one_thread  # noqa: F401
 from gpkernels import cli
 from gpkernels.errors import UserError
 from gpkernels.training import TrainConfig, Trainer, checkpoint, data
+from gpkernels.training.data.image_set import WHOLE, Shard
 
 
 def config(**settings):
@@ -145,17 +147,49 @@ def test_known_labels_are_equally_many_of_each_class(garments, seed):
     assert known(60).all()
 
 
-def test_known_labels_of_batches_are_the_images_own(garments):
-    """In an epoch, each image with a known label is known exactly once, in whichever batch it comes."""
-    settings = config(labels=20, condition="classes", batch_size=6)
-    numbers = data.ImageSet("numbers", np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1), labels=garments.labels)
-    numbers.class_names = garments.class_names
-    for epoch in (0, 1):
-        found = []
-        for step in range(10 * epoch, 10 * epoch + 10):
-            images = ((numbers.batch(settings, step, torch.Generator()) + 1) * 127.5).flatten().round().long()
-            found += images[numbers.batch_labels(settings, step)[1]].tolist()
-        assert sorted(found) == np.flatnonzero(garments.known(settings)).tolist()
+def numbered(garments):
+    """60 images of one pixel, its value their number, with the labels of the garments."""
+    images = np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1)
+    return data.ImageSet("numbers", images, labels=garments.labels, class_names=garments.class_names)
+
+
+def numbers_of(images, settings, step, shard=WHOLE):
+    pixels = images.batch(settings, step, torch.Generator(), shard)
+    return ((pixels + 1) * 127.5).flatten().round().long().tolist()
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 6, 64])
+def test_half_of_the_images_have_a_known_label(garments, batch_size):
+    """They take turns with the others; each kind comes in shuffled passes of its own, in which none is missing."""
+    settings = config(labels=20, condition="classes", batch_size=batch_size)
+    images, stream = numbered(garments), []
+    wanted = garments.known(settings)
+    for step in range(-(-240 // batch_size)):
+        chosen = numbers_of(images, settings, step)
+        known = images.batch_labels(settings, step)[1]
+        assert known.tolist() == wanted[chosen].tolist()
+        assert images.batch_labels(settings, step)[0].tolist() == garments.labels[chosen].tolist()
+        stream += chosen
+    for first, known in ((0, wanted), (1, ~wanted)):
+        members, taken = np.flatnonzero(known).tolist(), stream[first:240:2]
+        passes = [taken[i : i + len(members)] for i in range(0, 120, len(members))]
+        assert all(sorted(images) == members for images in passes)
+        assert len(set(map(tuple, passes))) == len(passes) > 1
+    again = numbers_of(numbered(garments), settings, 3)  # one that has seen no other step
+    assert again == stream[3 * batch_size :][:batch_size]
+
+
+def test_parts_of_a_half_labelled_batch_are_the_whole(garments):
+    settings, images = config(labels=20, condition="classes", batch_size=12), numbered(garments)
+    parts = [numbers_of(images, settings, 4, Shard(index, 3)) for index in range(3)]
+    assert list(itertools.chain(*parts)) == numbers_of(images, settings, 4)
+    assert [garments.known(settings)[part].tolist() for part in parts] == 3 * [[True, False, True, False]]
+
+
+def test_with_every_label_known_there_is_one_stream(garments):
+    settings, images = config(labels=60, condition="classes", batch_size=12), numbered(garments)
+    seen = itertools.chain(*(numbers_of(images, settings, step) for step in range(5)))
+    assert sorted(seen) == list(range(60))
 
 
 @pytest.mark.parametrize(
@@ -198,9 +232,12 @@ def test_a_conditional_critic_step_is_the_formula(garments, tmp_path, condition)
         torch.testing.assert_close(moment, 0.5 * grad, rtol=1e-4, atol=1e-6)
 
 
-def test_unknown_labels_are_the_critics_own(garments, tmp_path):
-    """With one known label a class, the step takes the critic's prediction for the other images."""
-    run = trainer(garments, tmp_path, condition="classes", labels=10, batch_size=40, unlabelled_weight=0.25)
+@pytest.mark.parametrize("confidence", [0.0, 0.5])
+def test_unknown_labels_are_the_critics_own(garments, tmp_path, confidence):
+    """With one known label a class, the step takes the critic's prediction for the other images where it is sure."""
+    settings = {"condition": "classes", "labels": 10, "batch_size": 40, "unlabelled_weight": 0.25}
+    run = trainer(garments, tmp_path, unlabelled_confidence=confidence, **settings)
+    run.critic.head.weight.data *= 3e4  # untrained, it is sure of nothing
     real = garments.batch(run.config, 0, torch.Generator().manual_seed(1))
     labels, known = garments.batch_labels(run.config, 0)
     batch = run._batch(0, torch.Generator().manual_seed(1))
@@ -208,8 +245,11 @@ def test_unknown_labels_are_the_critics_own(garments, tmp_path):
     assert torch.equal(batch.real, real)
     assert torch.equal(y[known], labels[known])
     assert torch.equal(y[~known], run.critic.logits(real)[~known].argmax(1))
-    assert torch.equal(batch.weights, torch.where(known, 1.0, 0.25))
-    assert 0 < known.sum() < 20
+    sure = run.critic.logits(real).softmax(1).amax(1) >= confidence
+    assert torch.equal(batch.weights, torch.where(known, 1.0, 0.25 * sure))
+    assert sure.any()
+    assert sure.all() == (confidence == 0)
+    assert known.tolist() == [True, False] * 20
 
 
 def test_labels_go_with_their_images_through_several_critic_steps(garments, tmp_path, monkeypatch):

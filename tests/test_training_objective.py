@@ -4,8 +4,9 @@ import pytest
 import torch
 from threads import one_thread  # noqa: F401
 
-from gpkernels.training import TrainConfig, Trainer, data, models
-from gpkernels.training.objective import Batch, make_objective
+import gpkernels as gp
+from gpkernels.training import Learner, TrainConfig, Trainer, data, from_preset, models
+from gpkernels.training.objective import Batch, Penalties, make_objective
 from gpkernels.training.optimizers import clip_weights
 
 
@@ -49,3 +50,50 @@ def test_latent_vectors_have_mean_0_and_the_named_distribution(z, std):
     assert drawn.mean().item() == pytest.approx(0, abs=0.02)
     assert drawn.std().item() == pytest.approx(std, rel=0.02)
     assert (drawn.abs().max() <= 1) == (z == "uniform")
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, ["pixel"]),
+        ({"penalty": "coupled"}, ["sample"]),
+        ({"penalty": "r1+r2"}, ["sample", "sample"]),
+        ({"penalty": "coupled", "penalty_axes": "pixel"}, ["pixel"]),
+        ({"penalty_axes": "sample"}, ["sample"]),
+        ({"penalty": "none"}, []),
+    ],
+    ids=str,
+)
+def test_the_norm_runs_over_what_its_kind_is_published_with(settings, wanted):
+    """Preset ls-gan-pg with another penalty gets that one's own norm, not pixels."""
+    assert [penalty.axes for penalty in Penalties(from_preset("ls-gan-pg", settings)).each] == wanted
+
+
+def test_a_penalty_as_published_code_has_it():
+    """Dong and Yang's: weights between pairs for each element, a constant under the root."""
+    config = TrainConfig(penalty="coupled", penalty_per_element=True, penalty_norm_eps=0.5, penalty_weight=2.0)
+    critic, slope = torch.nn.Linear(6, 1).double(), torch.randn(6, dtype=torch.float64)
+    critic.forward = lambda x: (x.flatten(1) ** 3 * slope).sum(1)
+    real, fake = (torch.randn(4, 1, 2, 3, dtype=torch.float64) for _ in range(2))
+    _, _, penalty = Penalties(config)(critic, Batch(real), fake, torch.Generator().manual_seed(3))
+    eps = gp.interpolate(torch.ones_like(real), 0 * real, per_element=True, generator=torch.Generator().manual_seed(3))
+    x = (eps * real + (1 - eps) * fake).flatten(1)
+    n = (0.5 + (3 * x**2 * slope).square().sum(1)).sqrt()
+    assert penalty.item() == pytest.approx(2 * (n - 1).square().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["ls-gan", "relativistic-average"])
+@pytest.mark.parametrize("penalty", ["none", "coupled", "r1", "r1+r2"])
+def test_the_critic_keeps_the_statistics_of_real_images(penalty, loss):
+    """It is in eval mode on real images that they are used: to guess labels and measure their error."""
+    config = TrainConfig(ngf=2, ndf=2, nz=4, batch_size=4, critic="cost-model", penalty=penalty, loss=loss)
+    images = data.load(config)
+    run, twin = Learner(config, images), Learner(config, images)
+    twin.critic(images.batch(config, 0, torch.Generator().manual_seed(1)))  # the draws of step 0
+    run.train_step()
+    kept, wanted = (dict(net.named_buffers()) for net in (run.critic, twin.critic))
+    assert any(name.endswith("running_var") for name in kept)
+    for name in kept:
+        if "running" in name:
+            torch.testing.assert_close(kept[name], wanted[name], rtol=1e-5, atol=1e-7)
+    assert all(layer.momentum == 0.1 for layer in run.critic.modules() if hasattr(layer, "momentum"))

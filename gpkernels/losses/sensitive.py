@@ -107,18 +107,28 @@ def class_loss(logits: Tensor, y: Tensor) -> Tensor:
     return -logits.log_softmax(1).gather(1, y.unsqueeze(1)).squeeze(1)
 
 
-def presume_labels(logits: Tensor, y: Tensor, known: Tensor, *, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+def presume_labels(
+    logits: Tensor, y: Tensor, known: Tensor, *, weight: float = 1.0, confidence: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """The semi-supervised rule of CLS-GAN: (labels, weights), each of shape (B,).
 
     Where `known` (B,) bool is False, `y` is replaced by the label of the least loss, argmin_y L(x, y) = argmax logits,
     in both L(x, y) and L(G(z, y), y), and the pair counts with `weight` instead of 1. No gradient. [memory] The rule is
-    as remembered from Qi 2020; the paper was not at hand.
+    as remembered from Qi 2020; the paper was not at hand. There the objective is a sum of two expectations, over images
+    with and without a label; the mean over a batch of both is that sum up to a factor if half of the batch is known,
+    as the trainer has it. If a share s is, `weight` stands for weight (1 - s) / s.
+
+    `confidence` is not in the rule: a pair whose presumed label has a probability exp(-L(x, y)) below it counts with 0.
+    Without it a critic that guesses badly at first learns its own guesses.
     """
     if known.dtype != torch.bool or known.shape != y.shape:
         raise fail("known", f"booleans of shape {tuple(y.shape)}", f"{known.dtype} of shape {tuple(known.shape)}")
     logits, y = _check_classes(logits, torch.where(known, y, 0))
     weight = check_number("weight", weight, minimum=0)
-    return torch.where(known, y, logits.detach().argmax(1)), torch.where(known, 1.0, weight)
+    if check_number("confidence", confidence, minimum=0) > 1:
+        raise fail("confidence", "a probability", confidence)
+    probability, guess = logits.detach().softmax(1).max(1)
+    return torch.where(known, y, guess), torch.where(known, 1.0, weight * (probability >= confidence))
 
 
 def _check_classes(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

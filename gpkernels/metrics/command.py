@@ -62,7 +62,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from gpkernels.cli import _need_train_extra
 
     _need_train_extra()
-    from gpkernels.training import checkpoint
+    from gpkernels.training import checkpoint, disk
     from gpkernels.training.learner import pick_device
 
     for name in ("n", "mre_images"):
@@ -96,7 +96,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             flush=True,
         )
         results = evaluator(
-            _sampler(generator, config, labels, options.seed, device), generator=generator, nz=config.nz
+            _sampler(generator, config, labels, options.seed, device), generator=generator, nz=config.nz, z=config.z
         )
     except ValueError as error:
         raise UserError(f"evaluate: {error}") from None
@@ -124,7 +124,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         "notes": notes,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomically(out, lambda target: target.write((json.dumps(report, indent=2) + "\n").encode()))
+    disk.write_atomically(out, lambda target: target.write((json.dumps(report, indent=2) + "\n").encode()))
     print(f"{time.perf_counter() - started:.0f} s -> {out}")
     return 0
 

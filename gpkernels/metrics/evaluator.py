@@ -86,10 +86,15 @@ class Evaluator:
                 raise fail(name, f"at least {least} images for {row.name} ({row.why})", count)
 
     def __call__(
-        self, sampler: Sampler, *, generator: Callable[..., Tensor] | None = None, nz: int | None = None
+        self,
+        sampler: Sampler,
+        *,
+        generator: Callable[..., Tensor] | None = None,
+        nz: int | None = None,
+        z: str = "normal",
     ) -> dict[str, Result]:
         """{name: result}, in the order asked for. `sampler(n)` gives n images of the shape of the real ones;
-        `generator` and `nz` are what `mre` inverts."""
+        `generator` is what `mre` inverts, from `nz` numbers of the distribution `z`."""
         for row in self.rows:
             if row.wants == "generator" and (generator is None or nz is None):
                 raise fail("generator", f"the generator and nz, which {row.name} inverts", "None")
@@ -118,6 +123,7 @@ class Evaluator:
             face_probability,
             generator,
             nz,
+            z,
             self.labels,
             self.reconstructed,
         )
@@ -145,9 +151,10 @@ def evaluate(
     seed: int = 0,
     generator: Callable[..., Tensor] | None = None,
     nz: int | None = None,
+    z: str = "normal",
     **options: Any,
 ) -> dict[str, float]:
     """{name: value} of `sampler` against `real`; `options` are those of Evaluator, which also gives spread, details
     and notes, and keeps the features of the real images for the next sampler."""
-    results = Evaluator(real, names, seed=seed, **options)(sampler, generator=generator, nz=nz)
+    results = Evaluator(real, names, seed=seed, **options)(sampler, generator=generator, nz=nz, z=z)
     return {name: result.value for name, result in results.items()}

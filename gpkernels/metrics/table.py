@@ -43,6 +43,7 @@ class Samples:
     face_probability: Callable[[Tensor], Tensor]
     generator: Callable[..., Tensor] | None
     nz: int | None
+    z: str
     labels: Tensor | None
     reconstructed: int
 
@@ -168,7 +169,9 @@ def _reconstruction(samples: Samples) -> Result:
     assert samples.nz is not None
     images = to_float(samples.real[: samples.reconstructed].to(samples.device))
     labels = None if samples.labels is None else samples.labels[: len(images)]
-    errors = minimum_reconstruction_error(samples.generator, images, samples.nz, labels=labels, seed=samples.seed)
+    errors = minimum_reconstruction_error(
+        samples.generator, images, samples.nz, z=samples.z, labels=labels, seed=samples.seed
+    )
     errors = errors.cpu().double()
     error_of_mean = errors.std().item() / len(errors) ** 0.5 if len(errors) > 1 else None
     detail = {

@@ -31,7 +31,6 @@ from gpkernels._version import __version__
 from gpkernels.errors import UserError
 from gpkernels.training import disk, models
 from gpkernels.training.config import TrainConfig
-from gpkernels.training.disk import write_atomically as write_atomically
 
 FORMAT = 2
 NAME = "checkpoints"
@@ -136,11 +135,21 @@ def load(path: Path) -> dict[str, Any]:
     return _first_whole(path, _read)
 
 
-def load_generator(path: Path) -> tuple[models.Generator, TrainConfig, int]:
-    """The averaged generator of a checkpoint in eval mode, its config, and the step it was saved at; as `load`."""
+def load_generator(path: Path, generator: nn.Module | None = None) -> tuple[Any, TrainConfig, int]:
+    """The averaged generator of a checkpoint in eval mode, its config, and the step it was saved at; as `load`.
+
+    `generator` is wanted where the run was given one: a module of the same class, which gets the weights.
+    """
     state = load(path)
     config = TrainConfig.from_dict(state["config"])
-    generator, _ = models.build(config, state["channels"], state["size"], state["classes"])
+    given = state.get("given", {}).get("generator")
+    if (given is None) != (generator is None):
+        raise UserError(
+            f"checkpoint: its generator is {given or 'the one its config names'}: wanted "
+            f"load_generator(path{', generator=...' if given else ''})"
+        )
+    if generator is None:
+        generator, _ = models.build(config, state["channels"], state["size"], state["classes"])
     load_weights(generator, state["ema"], "generator")
     return generator.eval(), config, state["step"]
 

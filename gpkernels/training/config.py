@@ -10,10 +10,12 @@ from typing import Any
 
 from gpkernels.errors import UserError
 from gpkernels.kinds import KINDS
+from gpkernels.latents import LATENTS
 from gpkernels.losses.sensitive import FAMILY
 from gpkernels.losses.table import LOSSES as FRAMEWORK
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
 from gpkernels.ops.grad_penalty.reference import AXES, NORMS
+from gpkernels.ops.perturb.reference import NOISES
 
 GENERATORS = ("dcgan", "resnet", "resnet-wgan-gp")
 CRITICS = ("dcgan", "cost-model", "resnet", "resnet-wgan-gp")
@@ -22,7 +24,6 @@ CONDITIONS = ("none", "concat", "projection", "classes")
 IMAGE_SIZES = (32, 64, 128)
 LOSSES = (*FAMILY, *FRAMEWORK)
 PENALTY_KINDS = ("none", *KINDS, "r1+r2")
-LATENTS = ("normal", "uniform")
 OPTIMIZERS = ("adam", "rmsprop")
 CROPS = ("178", "148", "140", "128", "108", "none")
 SPLITS = ("train", "valid", "test", "all")
@@ -37,19 +38,27 @@ class TrainConfig:
     """A run of the reference trainer. The defaults are LS-GAN-PG with the settings of its public code."""
 
     preset: str = _setting("ls-gan-pg", "name of the preset the other settings start from")
-    data: str = _setting("lfw-mini", "lfw-mini, fashion-mnist, fashion-mnist:PATH, folder:PATH or celeba:PATH")
+    data: str = _setting(
+        "lfw-mini",
+        "lfw-mini, fashion-mnist[:PATH], folder:PATH (a folder or .zip) or celeba:PATH (torchvision's or Kaggle's "
+        "folders, parquet files, a folder of the images, .zip)",
+    )
     image_size: int | None = _setting(
         None, "side of the square images: 32, 64 or 128 (default: 32 for lfw-mini and fashion-mnist, else 64)"
     )
-    label_attribute: str | None = _setting(None, "celeba: the attribute that is the label, such as Smiling")
+    label_attribute: str | None = _setting(
+        None, "celeba: the attribute that is the label, such as Smiling (default: no labels)"
+    )
     labels: int | None = _setting(
         None,
-        "condition classes: train with the labels of this many images, equally many of each class (default: all)",
+        "condition classes: train with the labels of this many images, equally many of each class, which make half of "
+        "each batch (default: all)",
         minimum=1,
     )
     crop: str = _setting("178", "celeba: side of the crop before resizing, in pixels", choices=CROPS)
     split: str = _setting("train", "celeba: the official part to train on", choices=SPLITS)
     max_images: int | None = _setting(None, "use only the first this many images (default: all)", minimum=1)
+    cache: str | None = _setting(None, "folder of prepared images (default: $GPKERNELS_CACHE, else ~/.cache/gpkernels)")
     flip: bool = _setting(True, "mirror images at random")
     shift: int | None = _setting(
         None, "shift images at random by up to this many pixels (default: 1 for lfw-mini, else 0)", minimum=0
@@ -63,6 +72,9 @@ class TrainConfig:
     unlabelled_weight: float = _setting(
         1.0, "cls-gan with --labels: weight of a pair whose label is the critic's own guess", minimum=0
     )
+    unlabelled_confidence: float = _setting(
+        0.95, "cls-gan with --labels: the least probability of a guess that counts; 0 to 1", minimum=0
+    )
     penalty: str = _setting("ls_gan_pg", "kind of gradient penalty", choices=PENALTY_KINDS)
     penalty_weight: float = _setting(10.0, "weight of the gradient penalty", minimum=0)
     penalty_form: str | None = _setting(
@@ -70,9 +82,24 @@ class TrainConfig:
     )
     penalty_target: float = _setting(1.0, "k of the forms that compare the norm with one", minimum=0)
     penalty_norm: str = _setting("l2", "norm of the gradient", choices=NORMS)
-    penalty_axes: str = _setting("pixel", "what the gradient's norm runs over", choices=AXES)
+    penalty_axes: str | None = _setting(
+        None,
+        "what the gradient's norm runs over (default: pixel for ls_gan_pg, as in its public code, else sample)",
+        choices=AXES,
+    )
+    penalty_norm_eps: float = _setting(
+        0.0, "norm l2: e of the norm sqrt(e + sum g^2), as some public code has it", minimum=0
+    )
+    penalty_per_element: bool = _setting(
+        False, "coupled: weigh real against fake anew for each element, as some public code does, not for each image"
+    )
+    penalty_noise: str | None = _setting(
+        None,
+        "local: uniform, U(-1, 1) times standard deviations of the images, or normal, N(0, 1) (default: uniform)",
+        choices=NOISES,
+    )
     penalty_scale: float | None = _setting(
-        None, "local: size of the noise, in standard deviations of the images (default: 0.5)", minimum=0
+        None, "local: size of the noise (default: 0.5 for uniform noise; to be given for normal)", minimum=0
     )
     penalty_interval: int = _setting(1, "lazy regularisation: penalise every this many steps", minimum=1)
 
@@ -100,7 +127,7 @@ class TrainConfig:
         None, "clip the critic's weights to [-c, c] after each of its updates (the first WGAN; default: no)", minimum=0
     )
     nz: int = _setting(100, "size of the latent vector z", minimum=1)
-    z: str = _setting("normal", "distribution of z: N(0, 1) or U(-1, 1)", choices=LATENTS)
+    z: str = _setting("normal", "distribution of z: N(0, 1) or U(-1, 1)", choices=tuple(LATENTS))
     fresh_z: bool = _setting(
         False, "draw new z for the generator's update (default: that of the critic's last one, one forward less)"
     )
@@ -110,7 +137,7 @@ class TrainConfig:
 
     batch_size: int = _setting(64, "images a step", minimum=2)
     epochs: int = _setting(25, "passes over the data (an epoch of lfw-mini is 32 passes)", minimum=1)
-    steps: int | None = _setting(None, "stop after this many steps instead of --epochs", minimum=1)
+    steps: int | None = _setting(None, "stop after this many steps (default: --epochs decides)", minimum=1)
     critic_steps: int = _setting(
         1, "updates of the critic for one of the generator, each on images of its own", minimum=1
     )
@@ -146,13 +173,22 @@ class TrainConfig:
             raise UserError(f"--labels: wanted --condition classes, which can do without labels, got {self.condition}")
         if self.label_attribute is not None and not self.data.startswith("celeba:"):
             raise UserError(f"--label-attribute: wanted --data celeba:PATH, got {self.data}")
+        if self.unlabelled_confidence > 1:
+            raise UserError(f"--unlabelled-confidence: wanted at most 1, got {self.unlabelled_confidence:g}")
         if self.seed >= 2**31:
             raise UserError(f"--seed: wanted a number below 2**31, got {self.seed}")
         self._check_loss()
         if self.penalty_interval > 1 and self.optimizer != "adam":
             raise UserError(f"--penalty-interval: wanted 1 for optimizer {self.optimizer}, got {self.penalty_interval}")
-        if self.penalty_scale is not None and self.penalty != "local":
-            raise UserError(f"--penalty-scale: wanted --penalty local, which draws noise, got {self.penalty}")
+        for name in ("penalty_noise", "penalty_scale"):
+            if getattr(self, name) is not None and self.penalty != "local":
+                raise UserError(f"{flag(name)}: wanted --penalty local, which draws noise, got {self.penalty}")
+        if self.penalty_noise == "normal" and self.penalty_scale is None:
+            raise UserError("--penalty-scale: wanted a number for --penalty-noise normal, got none")
+        if self.penalty_per_element and self.penalty != "coupled":
+            raise UserError(f"--penalty-per-element: wanted --penalty coupled, which weighs pairs, got {self.penalty}")
+        if self.penalty_norm_eps and self.penalty_norm != "l2":
+            raise UserError(f"--penalty-norm-eps: wanted --penalty-norm l2, which has a root, got {self.penalty_norm}")
         for name in ("beta1", "beta2", "ema"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{flag(name)}: wanted a number below 1, got {getattr(self, name):g}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from functools import cached_property
 from typing import Any
 
@@ -11,10 +13,11 @@ from torch import Tensor, nn
 import gpkernels as gp
 from gpkernels.errors import UserError
 from gpkernels.losses import presume_labels
-from gpkernels.training import checkpoint, models, randomness
+from gpkernels.training import checkpoint, models, plugins, randomness
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
-from gpkernels.training.objective import Batch, Penalties, make_objective
+from gpkernels.training.models.norms import still_statistics
+from gpkernels.training.objective import Batch, Penalties
 from gpkernels.training.optimizers import clip_weights, make_optimizer
 
 SAMPLES = 64
@@ -25,27 +28,45 @@ class Learner:
 
     Everything random of a step is a function of (seed, step): a learner that loaded the state of another goes on as
     that would have done, to the same bits on a CPU.
+
+    `generator`, `critic` and `objective` take the place of the config's (see `plugins`); the nets are moved to the
+    device and trained themselves, not copies. Raises UserError where they do not fit the config and the images.
     """
 
-    def __init__(self, config: TrainConfig, images: ImageSet) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        images: ImageSet | Any,
+        *,
+        generator: nn.Module | None = None,
+        critic: nn.Module | None = None,
+        objective: Any = None,
+    ) -> None:
+        images = plugins.image_set(images)
         self.config, self.images = config, images
+        self.given = plugins.given(generator=generator, critic=critic, objective=objective)
+        self.classes = 0 if config.condition == "none" else images.classes
         self.device = pick_device(config.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         randomness.seed(config.seed)
         self.generator, self.critic = (
-            net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-            for net in models.build(config, images.channels, images.size, images.classes)
+            net.to(self.device, memory_format=self.memory_format)
+            for net in plugins.nets(config, images, generator, critic)
         )
-        self.ema, _ = models.build(config, images.channels, images.size, images.classes)
-        self.ema.to(self.device).load_state_dict(self.generator.state_dict())
+        self.ema = copy.deepcopy(self.generator).to(memory_format=torch.contiguous_format)
         self.ema.eval().requires_grad_(False)
-        self.objective, self.penalties = make_objective(config), Penalties(config)
+        self.objective, self.penalties = plugins.objective(config, objective), Penalties(config)
+        if self.given:
+            plugins.check(self)
         self.optimizers = {
             name: make_optimizer(config, name, getattr(self, name).parameters(), self.penalties)
             for name in ("generator", "critic")
         }
         self.fixed_z = models.draw_z(config, SAMPLES, torch.Generator().manual_seed(config.seed))
         self.step = 0
+        self.input_seconds = 0.0
+        """How long steps have waited for their images."""
+        images.reside_on(self.device)
 
     @property
     def total_steps(self) -> int:
@@ -84,12 +105,14 @@ class Learner:
         self._update("critic", loss)
         if self.config.clip is not None:
             clip_weights(self.critic.parameters(), self.config.clip)
-        return {"critic_loss": loss.detach(), **found.terms, "penalty": penalty.detach()}
+        terms = {"critic_loss": loss.detach(), **found.terms}
+        return {**terms, "penalty": penalty.detach()} if self.penalties.each else terms
 
     def _update_generator(self, batch: Batch, fake: Tensor) -> Tensor:
         self.critic.requires_grad_(False)
-        score_real = self.critic(batch.real, *batch.y) if self.objective.needs_real else None
-        loss = self.objective.generator(self.critic(fake, *batch.y), score_real)
+        with still_statistics(self.critic):
+            score_real = self.critic(batch.real, *batch.y) if self.objective.needs_real else None
+            loss = self.objective.generator(self.critic(fake, *batch.y), score_real)
         self._update("generator", loss)
         self.critic.requires_grad_(True)
         return loss.detach()
@@ -118,13 +141,21 @@ class Learner:
     def _batch(self, number: int, draws: torch.Generator) -> Batch:
         """The images of a critic's update, and their labels: where training may not know one, the critic's guess."""
         config = self.config
+        started = time.perf_counter()
         real = self._to_device(self.images.batch(config, number, draws))
+        self.input_seconds += time.perf_counter() - started
         if config.condition == "none":
             return Batch(real)
         y, known = (t.to(self.device) for t in self.images.batch_labels(config, number))
         if config.labels is None:
             return Batch(real, (y,))
-        y, weights = presume_labels(self.critic.guess(real), y, known, weight=config.unlabelled_weight)
+        y, weights = presume_labels(
+            self.critic.guess(real),
+            y,
+            known,
+            weight=config.unlabelled_weight,
+            confidence=config.unlabelled_confidence,
+        )
         return Batch(real, (y,), weights)
 
     def _to_device(self, images: Tensor) -> Tensor:
@@ -135,21 +166,31 @@ class Learner:
 
         With a condition they go through the classes in turn.
         """
-        with torch.no_grad():
-            return self.ema(z.to(self.device), models.labels_in_turn(self.ema, len(z), self.device)).cpu()
+        return models.images_of(self.ema, z, models.labels_in_turn(self.classes, len(z)))
 
-    def mean_grad_norm(self) -> float:
-        """The mean l2 norm of the critic's gradient at images of the last step; changes nothing."""
+    def grad_norms(self) -> Tensor:
+        """The l2 norm of the critic's gradient at each real image of the last step, (B,), in eval mode.
+
+        None is above the critic's Lipschitz constant, so the largest is a lower bound of it. Changes nothing.
+        """
         number = (self.step - 1) * self.config.critic_steps
         batch = self._batch(number, self._draws(self.step - 1))
         training = self.critic.training
         self.critic.eval()
-        with torch.no_grad():
-            value = gp.gradient_penalty(
-                self.critic, batch.real, kind="r1", form="linear", weight=1.0, critic_args=batch.y
-            )
+        x = batch.real.requires_grad_()
+        with gp.fast_double_backward():
+            scores = self.critic(x, *batch.y)
+        (grad,) = torch.autograd.grad(scores.sum(), x)
         self.critic.train(training)
-        return value.item()
+        return gp.grad_norm(grad)
+
+    def weight_gradients(self) -> dict[str, float]:
+        """The l2 norm, over all weights, of the gradient of each net's last update."""
+        norms = {}
+        for name in self.optimizers:
+            grads = [p.grad for p in getattr(self, name).parameters() if p.grad is not None]
+            norms[f"{name}_weight_grad"] = torch.nn.utils.get_total_norm(grads).item()
+        return norms
 
     def classification_error(self) -> float | None:
         """The share of held-out images that the critic of condition "classes" puts into a wrong class; None where
@@ -175,6 +216,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         return {
             "config": self.config.to_dict(),
+            "given": self.given,
             "channels": self.images.channels,
             "size": self.images.size,
             "classes": self.images.classes,
@@ -188,10 +230,11 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        plugins.check_given(self.given, state.get("given", {}))
         for name in ("generator", "ema", "critic"):
             checkpoint.load_weights(getattr(self, name), state[name], name)
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))  # else `state` would train too
         self.penalties.load_state_dict(state["penalties"])
         randomness.restore(state["rng"], self.device)
         self.step = state["step"]

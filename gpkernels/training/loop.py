@@ -1,7 +1,7 @@
 """The trainer: a learner that keeps everything about its run in one folder.
 
 A run folder holds config.json, log.jsonl (a line every `log_every` steps), samples/epoch_NNNN.png (the averaged
-generator on the same latent vectors), curves.png and checkpoints/.
+generator on the same latent vectors), curves.png, sessions.json and checkpoints/.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpkernels.errors import UserError
 from gpkernels.training import checkpoint, disk, divergence
-from gpkernels.training.callbacks import Callback, ClassificationError, Curves, Samples
+from gpkernels.training.callbacks import Callback, ClassificationError, Curves, Samples, Sessions
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
 from gpkernels.training.divergence import NotFinite
@@ -40,16 +40,19 @@ class Trainer(Learner):
     def __init__(
         self,
         config: TrainConfig,
-        images: ImageSet,
+        images: ImageSet | Any,
         out: Path | str,
         *,
+        generator: nn.Module | None = None,
+        critic: nn.Module | None = None,
+        objective: Any = None,
         callbacks: Sequence[Callback] = (),
         resume: dict[str, Any] | None = None,
     ) -> None:
         self.out = out = Path(out)
         with explained(config, out):
-            super().__init__(config, images)
-        self.callbacks = (ClassificationError(), Samples(), Curves(), *callbacks)
+            super().__init__(config, images, generator=generator, critic=critic, objective=objective)
+        self.callbacks = (Sessions(), ClassificationError(), Samples(), Curves(), *callbacks)
         self._stopping = False
         self._log = Log(out)
         self._saved_at = time.monotonic()
@@ -75,28 +78,32 @@ class Trainer(Learner):
         checkpoint.begin(self.out, self.step)
         config = json.dumps(self.config.to_dict(), indent=2).encode()
         disk.write_atomically(self.out / "config.json", lambda file: file.write(config))
-        with self._log:
-            if not self._is_saved:
-                self.save()
-            self._tell("on_start")
-            self._train()
-            if not self._is_saved:
-                self._save_finite()
-            finished = self.step >= self.total_steps
-            self._tell("on_end", finished)
+        try:
+            with self._log:
+                self._tell("on_start")
+                if not self._is_saved:
+                    self.save()
+                self._train()
+                if not self._is_saved:
+                    self._save_finite()
+                finished = self.step >= self.total_steps
+                self._tell("on_end", finished)
+        finally:
+            self._tell("on_close")
         return finished
 
     def _train(self) -> None:
-        started, images = time.perf_counter(), 0
+        started, images, waited = time.perf_counter(), 0, self.input_seconds
         while self.step < self.total_steps and not self._stopping:
             terms = self.train_step()
             self._tell("on_step", terms)
             images += self._step_images
             last = self.step == self.total_steps
             if self.step % self.config.log_every == 0 or self.step == 1 or last:
-                rate = images / (time.perf_counter() - started)
-                self.log(self._record(terms), images_per_second=rate)
-                started, images = time.perf_counter(), 0
+                seconds = time.perf_counter() - started
+                share = (self.input_seconds - waited) / seconds
+                self.log(self._record(terms), images_per_second=images / seconds, input_share=share)
+                started, images, waited = time.perf_counter(), 0, self.input_seconds
             epochs = self.epochs_after(self.step)
             over = epochs > self.epochs_after(self.step - 1)
             if over or last:
@@ -140,6 +147,7 @@ class Trainer(Learner):
     def _record(self, terms: dict[str, Tensor]) -> dict[str, Any]:
         record: dict[str, Any] = {"step": self.step, "epoch": self.epochs_after(self.step - 1) + 1}
         record |= {name: value.item() for name, value in terms.items()}
-        record["grad_norm"] = self.mean_grad_norm()
+        norms = self.grad_norms()
+        record |= {"grad_norm": norms.mean().item(), "grad_norm_max": norms.max().item(), **self.weight_gradients()}
         divergence.check_terms(record, self.step)
         return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from gpkernels.losses.framework import Loss
 from gpkernels.losses.sensitive import FAMILY, LossSensitive
 from gpkernels.losses.table import loss as table_loss
 from gpkernels.training.config import TrainConfig
+from gpkernels.training.models.norms import still_statistics
 
 
 class Batch(NamedTuple):
@@ -81,6 +83,10 @@ def make_objective(config: TrainConfig) -> Objective:
     return Framework(table_loss(config.loss, epsilon=config.epsilon))
 
 
+PENALTY_AXES = {"ls_gan_pg": "pixel"}
+"""What the norm of a kind runs over, if not a sample, where a config leaves it open."""
+
+
 class Penalties:
     """The gradient penalties of a config: none, one, or R1 and R2 together, whose weights are the same."""
 
@@ -93,8 +99,11 @@ class Penalties:
                 form=config.penalty_form,
                 target=config.penalty_target,
                 norm=config.penalty_norm,
-                axes=config.penalty_axes,
+                axes=config.penalty_axes or PENALTY_AXES.get(kind, "sample"),
+                norm_eps=config.penalty_norm_eps,
+                noise=config.penalty_noise,
                 scale=config.penalty_scale,
+                per_element=config.penalty_per_element,
                 interval=config.penalty_interval,
             )
             for kind in kinds
@@ -112,7 +121,8 @@ class Penalties:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The critic's scores of real and fake images, and the sum of the penalties.
 
-        A penalty at the images themselves shares their forward.
+        A penalty at the images themselves shares their forward. Running statistics of the critic are those of real
+        images, since it is they that it sees in eval mode.
         """
         images, scores = {"real": batch.real, "fake": fake}, {}
         total = torch.zeros((), device=batch.real.device)
@@ -120,11 +130,18 @@ class Penalties:
             kind = KINDS[penalty.kind]
             if kind.at_samples:
                 (side,) = kind.inputs
-                scores[side], value = penalty.score_and_penalty(critic, images[side], critic_args=batch.y)
+                with _statistics_of(side, critic):
+                    scores[side], value = penalty.score_and_penalty(critic, images[side], critic_args=batch.y)
             else:
-                value = penalty(critic, batch.real, fake, generator=draws, critic_args=batch.y)
+                with still_statistics(critic):
+                    value = penalty(critic, batch.real, fake, generator=draws, critic_args=batch.y)
             total = total + value
         for side in ("real", "fake"):
             if side not in scores:
-                scores[side] = critic(images[side], *batch.y)
+                with _statistics_of(side, critic):
+                    scores[side] = critic(images[side], *batch.y)
         return scores["real"], scores["fake"], total
+
+
+def _statistics_of(side: str, critic: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if side == "real" else still_statistics(critic)

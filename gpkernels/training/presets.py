@@ -15,6 +15,7 @@ from typing import Any
 from gpkernels._checks import check_choice
 from gpkernels.errors import UserError
 from gpkernels.training.config import TrainConfig, flag
+from gpkernels.training.objective import Penalties
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,25 @@ class Preset:
     settings: Mapping[str, Any]
 
 
-_NO_PENALTY = {"penalty": "none", "penalty_axes": "sample"}
+_NO_PENALTY = {"penalty": "none"}
 _BATCH_NORM = {"critic_norm": "batch"}
 _MINI = {"ngf": 16, "ndf": 16, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "epochs": 40}
 _QI = {**_NO_PENALTY, "lr": 1e-4, "z": "uniform"}
 _GOODFELLOW = {**_NO_PENALTY, **_BATCH_NORM, "fresh_z": True}
+_CLS_GAN = {
+    **_NO_PENALTY,
+    **_BATCH_NORM,
+    "loss": "cls-gan",
+    "condition": "classes",
+    "data": "fashion-mnist",
+    "gamma": 1.0,
+    "margin": 8e-4,
+    "lr": 1e-3,
+    "flip": False,
+}
 _GULRAJANI = {"critic_steps": 5, "fresh_z": True, "lr": 1e-4, "beta1": 0.0, "beta2": 0.9}
 _MESCHEDER = {
     "loss": "classic-non-saturating",
-    "penalty_axes": "sample",
     "optimizer": "rmsprop",
     "lr": 1e-4,
     "nz": 256,
@@ -72,21 +83,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {**_QI, **_BATCH_NORM, "loss": "gls-gan", "slope": 0.5, "clip": 0.04, "epochs": 50},
         ),
         "cls-gan": Preset(
-            "conditional LS-GAN: the critic is a classifier; with --labels N semi-supervised",
-            "Qi 2020 (IJCV), section 6, and its public code, whose critic has a 3x3 convolution more at each size; "
-            "the weight of unlabelled images is this project's: with 1 and 400 labels, all became one class",
-            {
-                **_NO_PENALTY,
-                **_BATCH_NORM,
-                "loss": "cls-gan",
-                "condition": "classes",
-                "data": "fashion-mnist",
-                "gamma": 1.0,
-                "margin": 8e-4,
-                "unlabelled_weight": 0.01,
-                "lr": 1e-3,
-                "flip": False,
-            },
+            "conditional LS-GAN: the critic is a classifier",
+            "Qi 2020 (IJCV), section 6, and its public code, whose critic has a 3x3 convolution more at each size",
+            _CLS_GAN,
+        ),
+        "cls-gan-semi": Preset(
+            "cls-gan as a classifier with 400 labels: half of each batch has labels, the others are guessed where the "
+            "critic is sure; its generator learns more slowly",
+            "Qi 2020 (IJCV) [memory]; gamma, and that only sure guesses count, are this project's",
+            {**_CLS_GAN, "labels": 400, "gamma": 10.0},
         ),
         "gan": Preset(
             "the first GAN, minimax: the generator's loss saturates",
@@ -125,7 +130,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "wgan-gp": Preset(
             "WGAN with a two-sided penalty between real and generated images",
             "Gulrajani et al. 2017, Algorithm 1 [memory]",
-            {**_GULRAJANI, "loss": "wasserstein", "penalty": "coupled", "penalty_axes": "sample"},
+            {**_GULRAJANI, "loss": "wasserstein", "penalty": "coupled"},
         ),
         "dragan": Preset(
             "the GAN with a penalty around real images, noise on both sides",
@@ -133,7 +138,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {
                 "loss": "classic-non-saturating",
                 "penalty": "local",
-                "penalty_axes": "sample",
                 "lr": 1e-4,
                 "beta2": 0.9,
                 "z": "uniform",
@@ -198,9 +202,10 @@ def describe(name: str) -> str:
     clipped = f", weights clipped to {config.clip:g}" if config.clip is not None else ""
     norm = ", spectral norm" if config.spectral_norm else ""
     penalty = "none" if config.penalty == "none" else f"{config.penalty_weight:g} x {config.penalty}"
-    if config.penalty != "none":
-        penalty += f", norm per {config.penalty_axes}"
-    shown = {"loss", "penalty", "penalty_axes", "spectral_norm", "clip", "optimizer", "lr", "beta1", "beta2"}
+    penalties = Penalties(config).each
+    if penalties:
+        penalty += f", norm per {penalties[0].axes}"
+    shown = {"loss", "penalty", "spectral_norm", "clip", "optimizer", "lr", "beta1", "beta2"}
     shown |= {"batch_size", "critic_steps", "epochs"}
     rows = {
         "loss": config.loss,

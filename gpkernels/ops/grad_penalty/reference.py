@@ -129,11 +129,12 @@ def grad_norm_penalty_double_backward(
     p = _upstream(grad_out, n, reduction)
     s = _direction(g, n, norm)
     d = (tangent * s).sum(1)
-    curved, slope = row.d2(n, target), row.d(n, target)
+    curved = row.d2(n, target)
     if norm == _L2:
         ratio = penalties.d_over_n(row, n, target)
         result = (p * ratio).unsqueeze(1) * tangent + (p * (curved - ratio) * d).unsqueeze(1) * s
+        in_grad_out = ratio * (tangent * g).sum(1)  # phi'(n) d, but with the right derivative at g = 0 too
     else:
         result = (p * curved * d).unsqueeze(1) * s
-    in_grad_out = slope * d
+        in_grad_out = row.d(n, target) * d
     return _ungrouped(result, grad), _reduce(in_grad_out, reduction).reshape(grad_out.shape)

@@ -1,9 +1,10 @@
-"""Images in memory with their labels, and the batches that training cuts out of them."""
+"""Images with their labels, in memory, mapped into it or on a GPU, and the batches that training cuts out of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gpkernels.errors import UserError
 from gpkernels.training.config import TrainConfig
+from gpkernels.training.data import own
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,29 @@ class Shard:
 WHOLE = Shard()
 
 
+class Stream:
+    """Pass after pass over `members`, without end, each shuffled by (seed, pass): `stream[places]`."""
+
+    def __init__(self, members: np.ndarray, seed: int) -> None:
+        self.members, self.seed = members, seed
+        self._passes: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        passes, indices = np.divmod(places, len(self.members))
+        found = np.empty_like(self.members, shape=places.shape)
+        for number in np.unique(passes):
+            found[passes == number] = self._pass(int(number))[indices[passes == number]]
+        return found
+
+    def _pass(self, number: int) -> np.ndarray:
+        if number not in self._passes:
+            if len(self._passes) > 1:
+                del self._passes[min(self._passes)]
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            self._passes[number] = self.members[torch.randperm(len(self.members), generator=generator).numpy()]
+        return self._passes[number]
+
+
 @dataclass
 class ImageSet:
     """Images of shape (N, channels, size, size), uint8, their labels where there are some, and what to say of them."""
@@ -41,8 +66,49 @@ class ImageSet:
     labels: np.ndarray | None = None  # (N,), int64
     class_names: tuple[str, ...] = ()
     load_held_out: Callable[[], ImageSet | None] = lambda: None
-    _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
-    _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+    _resident: Tensor | None = field(default=None, init=False, repr=False)  # the images, on a GPU
+    _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    _streams: dict[tuple[int, int | None], list[Stream]] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: np.ndarray | Tensor,
+        labels: Sequence[int] | np.ndarray | Tensor | None = None,
+        class_names: Sequence[str] = (),
+        held_out: ImageSet | None = None,
+        *,
+        name: str = "arrays",
+    ) -> ImageSet:
+        """Images of your own: uint8, (N, C, S, S) or (N, S, S, C), C 1 or 3; labels (N,), from 0 on.
+
+        `held_out` is what evaluation and classification errors use. Raises TypeError or ValueError, naming the
+        argument.
+        """
+        array = own.pixels(images)
+        numbers, names = own.labelled(labels, class_names, len(array))
+        return cls(name, array, labels=numbers, class_names=names, load_held_out=lambda: held_out)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        class_names: Sequence[str] = (),
+        held_out: ImageSet | None = None,
+        *,
+        name: str = "dataset",
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> ImageSet:
+        """A torch map-style data set of images, or of (image, label), read once into memory.
+
+        Images are PIL's, or uint8 or floating-point [0, 1] arrays or tensors, square and all of one size; what the data
+        set draws at random is drawn once. Without `class_names` its `classes` are used, where it has some. Raises
+        TypeError or ValueError, naming the item.
+        """
+        array, labels = own.gather(dataset, progress)
+        if labels is not None and not class_names:
+            class_names = tuple(map(str, getattr(dataset, "classes", ())))
+        return cls.from_arrays(array, labels, class_names, held_out, name=name)
 
     @property
     def channels(self) -> int:
@@ -72,8 +138,22 @@ class ImageSet:
         The parts of a batch, put together, are the whole: draws are made for all of it.
         """
         shift = self.shift if config.shift is None else config.shift
-        images = torch.from_numpy(self.images[self._chosen(config, step)[shard.of(config.batch_size)]])
-        return augment(images, flip=config.flip, shift=shift, generator=generator, shard=shard).float() / 127.5 - 1
+        images = self._gather(self._chosen(config, step)[shard.of(config.batch_size)])
+        images = augment(images, flip=config.flip, shift=shift, generator=generator, shard=shard)
+        return images.float().div_(127.5).sub_(1)
+
+    def _gather(self, chosen: np.ndarray) -> Tensor:
+        if self._resident is None:
+            return torch.from_numpy(self.images[chosen])
+        return self._resident[torch.from_numpy(chosen).to(self._resident.device)]
+
+    def reside_on(self, device: torch.device) -> None:
+        """From now on `batch` gathers and augments on `device`, if that is a GPU with room for the images.
+
+        The batches are the same.
+        """
+        if self._resident is None and self.images.nbytes <= _room(device):
+            self._resident = torch.from_numpy(self.images).to(device)
 
     def batch_labels(self, config: TrainConfig, step: int, shard: Shard = WHOLE) -> tuple[Tensor, Tensor]:
         """The labels of a step's images, int64, and which of them training may know, bool: shapes (batch / count,).
@@ -125,21 +205,22 @@ class ImageSet:
     def _chosen(self, config: TrainConfig, step: int) -> np.ndarray:
         """Numbers of the images of a step: the step-th batch of an endless stream of shuffled passes.
 
-        Batches may lie across two passes, so each pass has every image once, whatever the batch size.
+        Batches may lie across two passes, so each pass has every image once, whatever the batch size. Where labels are
+        known in part, two streams take turns, of the images with a label and of those without: every batch, and every
+        part of one, is half of either.
         """
+        key = config.seed, config.labels
+        if key not in self._streams:
+            known = np.ones(len(self.images), bool) if config.labels is None else self.known(config)
+            parts = (np.flatnonzero(known), np.flatnonzero(~known))
+            self._streams[key] = [Stream(members, config.seed) for members in parts if len(members)]
+        streams = self._streams[key]
         places = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
-        passes, indices = np.divmod(places, len(self.images))
-        return np.concatenate([self._order(config.seed, int(n))[indices[passes == n]] for n in np.unique(passes)])
-
-    def _order(self, seed: int, number: int) -> np.ndarray:
-        """Image numbers of a pass, shuffled."""
-        key = seed, number
-        if key not in self._orders:
-            if len(self._orders) > 1:
-                del self._orders[min(self._orders)]
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            self._orders[key] = torch.randperm(len(self.images), generator=generator).numpy()
-        return self._orders[key]
+        rounds, turns = np.divmod(places, len(streams))
+        chosen = np.empty_like(places)
+        for turn, stream in enumerate(streams):
+            chosen[turns == turn] = stream[rounds[turns == turn]]
+        return chosen
 
 
 def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
@@ -147,13 +228,20 @@ def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generato
 
     `images` are that shard of a batch; the draws are those of the whole.
     """
-    part, _, height, width = images.shape
+    part, channels, height, width = images.shape
     batch = part * shard.count
     draws = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator)[:, shard.of(batch)]
-    rows = (torch.arange(height) + draws[0]).clamp(0, height - 1)
-    columns = (torch.arange(width) + draws[1]).clamp(0, width - 1)
+    if shift:
+        rows = (torch.arange(height) + draws[0]).clamp(0, height - 1)
+        columns = (torch.arange(width) + draws[1]).clamp(0, width - 1)
+        pixels = (rows[:, :, None] * width + columns[:, None, :]).view(part, 1, -1).to(images.device)
+        images = images.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view_as(images)
     if flip:
         mirrored = torch.rand(batch, 1, generator=generator)[shard.of(batch)] < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    picked = images[torch.arange(part)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.movedim(-1, 1).contiguous()
+        images = torch.where(mirrored[..., None, None].to(images.device), images.flip(3), images)
+    return images
+
+
+def _room(device: torch.device) -> int:
+    """Bytes of images that may reside on a GPU: a quarter of its free memory, the rest is for training."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0

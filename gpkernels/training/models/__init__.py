@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gpkernels.errors import UserError
+from gpkernels.latents import LATENTS
 from gpkernels.spectral import spectral_norm_all
 from gpkernels.training.config import TrainConfig, flag
 from gpkernels.training.models import cost_model, dcgan, resnet
@@ -25,10 +26,11 @@ from gpkernels.training.models.conditional import (
     Generator,
     Layers,
     Parts,
+    images_of,
     labels_in_turn,
 )
 
-__all__ = ["ClassifierCritic", "Critic", "Generator", "build", "draw_z", "labels_in_turn"]
+__all__ = ["ClassifierCritic", "Critic", "Generator", "build", "draw_z", "images_of", "labels_in_turn"]
 
 SIZES = (32, 64, 128)
 GENERATOR_LAYERS: Mapping[str, Callable[..., Layers]] = {
@@ -83,6 +85,4 @@ def build(config: TrainConfig, channels: int, size: int, classes: int = 0) -> tu
 
 def draw_z(config: TrainConfig, count: int, generator: torch.Generator) -> Tensor:
     """Latent vectors (count, nz), on the CPU: N(0, 1) or U(-1, 1)."""
-    if config.z == "normal":
-        return torch.randn(count, config.nz, generator=generator)
-    return torch.rand(count, config.nz, generator=generator) * 2 - 1
+    return LATENTS[config.z](count, config.nz, generator=generator)

@@ -187,6 +187,14 @@ def check_labels(y: Tensor | None, batch: int, classes: int) -> Any:
     return y
 
 
-def labels_in_turn(net: Generator | Critic, count: int, device: torch.device | None = None) -> Tensor | None:
-    """0, 1, ... of the net's classes over and over, (count,); None for a net without a condition."""
-    return torch.arange(count, device=device) % net.classes if net.classes else None
+def labels_in_turn(classes: int, count: int, device: torch.device | None = None) -> Tensor | None:
+    """0, 1, ... of so many classes over and over, (count,); None for 0."""
+    return torch.arange(count, device=device) % classes if classes else None
+
+
+@torch.no_grad()
+def images_of(generator: nn.Module, z: Tensor, y: Tensor | None = None, batch: int = 256) -> Tensor:
+    """What the generator makes of z (N, nz), and of labels (N,) where it wants some, on the CPU, in parts."""
+    device = next((p.device for p in generator.parameters()), z.device)
+    parts = zip(*(what.to(device).split(batch) for what in (z, y) if what is not None), strict=True)
+    return torch.cat([generator(*part).cpu() for part in parts])

@@ -1,11 +1,13 @@
-"""The norms of critics: number of channels to layer."""
+"""The norms of critics, and whose statistics they keep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 CRITIC_NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
     {
@@ -15,3 +17,17 @@ CRITIC_NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
         "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     }
 )
+"""Number of channels to layer."""
+
+
+@contextlib.contextmanager
+def still_statistics(net: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm layers of `net` normalise as ever but leave their running mean and variance as they are."""
+    momenta = {layer: layer.momentum for layer in net.modules() if isinstance(layer, _BatchNorm)}
+    try:
+        for layer in momenta:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum

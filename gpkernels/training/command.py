@@ -1,0 +1,235 @@
+"""`gpkernels train | sample | report | presets`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpkernels.errors import UserError
+
+GROUPS = {
+    "preset": ("settings to start from", "The defaults below are ls-gan-pg's; other presets have their own."),
+    "data": ("images", None),
+    "loss": ("loss and penalty", None),
+    "generator": ("nets", None),
+    "batch_size": ("training", None),
+    "seed": ("this run", None),
+}
+"""Titles of the flags in --help, by the field of TrainConfig each begins with."""
+
+_TRAIN = """Trains a GAN into a run folder: config.json, log.jsonl, samples, curves, checkpoints, report.html.
+A setting is taken from its flag, else from --config, else from the preset."""
+_CHANGEABLE_ON_RESUME = {"epochs", "steps", "device", "log_every", "data", "cache", "checkpoint_minutes", "keep"}
+
+
+def add_commands(commands: Any) -> None:
+    """Adds them to the subparsers of the command line."""
+    train = commands.add_parser("train", help="train a GAN", description=_TRAIN)
+    add_train_options(train)
+    sample = commands.add_parser("sample", help="draw images from a checkpoint")
+    sample.add_argument("checkpoint", type=Path, help="a run folder, or one of its checkpoints")
+    sample.add_argument("--n", type=int, default=64, help="how many images (default: 64)")
+    sample.add_argument("--out", type=Path, default=Path("grid.png"), help="the PNG to write (default: grid.png)")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the latent vectors (default: 0)")
+    sample.set_defaults(run=_sample)
+    report = commands.add_parser("report", help="write report.html of a run anew", description=_REPORT)
+    report.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
+    report.add_argument("--data", help="the training images, as for train (default: the run's own)")
+    report.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    report.set_defaults(run=_report)
+    presets = commands.add_parser("presets", help="list the presets of train")
+    presets.set_defaults(run=_presets)
+
+
+_REPORT = """Writes RUN/report.html: one file without scripts, pictures inside, with the config, curves, a timeline of
+samples, walks between latent vectors, the training images nearest to samples, the machine, and how to repeat the run.
+train writes it at its end."""
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """One flag for every field of TrainConfig, and those that say where and what is shown."""
+    from gpkernels.training.config import flag, setting_types, settings
+
+    where = parser.add_argument_group("folders and files")
+    where.add_argument("--out", type=Path, default=None, help="the run folder (default: runs/PRESET-NNN, a new one)")
+    where.add_argument("--resume", action="store_true", help="go on from the newest checkpoint (default: start)")
+    where.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings from a run's config.json, or TOML (default: none)"
+    )
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument(
+        "--tracker",
+        metavar="NAMES",
+        help="none, or trackers of Accelerate, comma-separated: tensorboard (into --out), wandb, mlflow, aim, clearml, "
+        "comet_ml, dvclive, swanlab, trackio (default: tensorboard where it is installed; on resume, those before)",
+    )
+    shown.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write report.html at the end (default: True)",
+    )
+    kinds, group = setting_types(), shown
+    for name, spec in settings().items():
+        if name in GROUPS:
+            group = parser.add_argument_group(*GROUPS[name])
+        extra: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if kinds[name] is bool else {}
+        if not extra:
+            choices = spec.metadata["choices"]
+            extra = {"type": kinds[name], "metavar": "|".join(choices) if choices else kinds[name].__name__.upper()}
+        # SUPPRESS keeps what was not given out of the namespace: a preset, a file or a resumed run decides there
+        text = spec.metadata["help"] + ("" if spec.default is None else f" (default: {spec.default})")
+        group.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **extra)
+    parser.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from gpkernels.cli import _need_train_extra
+
+    _need_train_extra()
+    from gpkernels.training import Trainer, checkpoint, config_file, data, disk
+    from gpkernels.training.callbacks import Report, Trackers
+    from gpkernels.training.config import TrainConfig, flag, settings
+    from gpkernels.training.progress import Progress, Reporter
+
+    given = {name: getattr(options, name) for name in settings() if hasattr(options, name)}
+    state = None
+    if options.out is not None:
+        disk.check_free(options.out)
+    if options.resume:
+        if options.out is None:
+            raise UserError("--resume: wanted --out, the run folder to go on with, got none")
+        if options.config is not None:
+            given = {**config_file.read(options.config), **given}
+        state = checkpoint.load(options.out)
+        saved = state["config"]
+        for name, value in given.items():
+            if name not in _CHANGEABLE_ON_RESUME and saved.get(name) != value:
+                raise UserError(f"{flag(name)}: wanted {saved.get(name)}, as the checkpoint was trained, got {value}")
+        config = TrainConfig.from_dict({**saved, **given})
+    else:
+        config = config_file.with_overrides(options.config, given)
+        if options.out is not None:
+            checkpoint.check_unused(options.out)
+    out = options.out or _new_folder(config.preset)
+    trackers = Trackers(*_tracker_names(options.tracker, out if options.resume else None))
+
+    with Reporter(1, what="reading images") as reading:
+
+        def progress(done: int, total: int) -> None:
+            reading.total = total
+            reading.update(done, "images")
+
+        images = data.load(config, progress)
+    if state is not None and (state["channels"], state["size"]) != (images.channels, images.size):
+        raise UserError(
+            f"--data: wanted {state['channels']} channels of {state['size']} pixels, as the checkpoint was trained, "
+            f"got {images.channels} of {images.size}"
+        )
+    if state is not None and config.condition != "none" and state["classes"] != images.classes:
+        raise UserError(
+            f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
+        )
+    callbacks = (Progress(), trackers, *((Report(),) if options.report else ()))
+    trainer = Trainer(config, images, out, callbacks=callbacks, resume=state)
+    with _StopOnSignal(trainer.stop):
+        finished = trainer.run()
+    if not finished:
+        print(f"stopped after step {trainer.step}, saved. Go on with: gpkernels train --out {out} --resume")
+        return 0
+    newest = max((out / "samples").glob("epoch_*.png"))
+    report = f"report {out / 'report.html'}, " if options.report else ""
+    print(f"done: {report}samples {newest}, curves {out / 'curves.png'}, checkpoint {checkpoint.held(out)[0]}")
+    return 0
+
+
+def _tracker_names(wanted: str | None, resumed: Path | None) -> tuple[str, ...]:
+    from gpkernels.training.callbacks import trackers
+
+    if wanted is None:
+        before = None if resumed is None else trackers.used_before(resumed)
+        return trackers.usual() if before is None else before
+    names = tuple(dict.fromkeys(name for name in wanted.split(",") if name))
+    if "none" in names and len(names) > 1:
+        raise UserError(f"--tracker: wanted none or names, got {wanted}")
+    return () if names == ("none",) else names
+
+
+class _StopOnSignal:
+    """Turns Ctrl-C and SIGTERM into a call of `stop`; a second one is immediate."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: object) -> None:
+        if self._requested:
+            raise KeyboardInterrupt
+        self._requested = True
+        self._stop()
+
+
+def _new_folder(preset: str) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{preset}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from gpkernels.cli import _need_train_extra
+
+    _need_train_extra()
+    if options.n < 1:
+        raise UserError(f"--n: wanted a whole number >= 1, got {options.n}")
+    import torch
+
+    from gpkernels.training import checkpoint, models, pictures
+
+    generator, config, step = checkpoint.load_generator(options.checkpoint)
+    z = models.draw_z(config, options.n, torch.Generator().manual_seed(options.seed))
+    images = models.images_of(generator, z, models.labels_in_turn(generator.classes, options.n))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    pictures.save_grid(options.out, images)
+    print(f"{options.n} images of {config.preset} after step {step} -> {options.out}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from gpkernels.cli import _need_train_extra
+
+    _need_train_extra()
+    import dataclasses
+
+    from gpkernels.training import checkpoint, data, report
+    from gpkernels.training.learner import pick_device
+
+    device = pick_device(options.device)
+    generator, config, step = checkpoint.load_generator(options.folder)
+    generator.to(device)
+    images = data.load(dataclasses.replace(config, data=options.data or config.data))
+    print(f"report {report.write(options.folder, config, step, generator, images)}")
+    return 0
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from gpkernels.cli import _need_train_extra
+
+    _need_train_extra()
+    from gpkernels.training import presets
+
+    print("\n\n".join(map(presets.describe, presets.PRESETS)))
+    return 0
