@@ -31,7 +31,7 @@ from benchmarks.experiments import Judge, Row, number
 from benchmarks.machine import machine
 from gpkernels.kinds import KINDS
 from gpkernels.ops.grad_penalty.penalties import PENALTIES
-from gpkernels.training import Learner, TrainConfig, checkpoint
+from gpkernels.training import Learner, TrainConfig, disk
 from gpkernels.training.config import LOSSES, PENALTY_KINDS
 from gpkernels.training.data import ImageSet
 
@@ -202,7 +202,7 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
     label = "swd over that at initialisation\nlower is better, red x: diverged"
     figure.colorbar(image, ax=figure.axes, label=label)
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    disk.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -32,7 +32,7 @@ from benchmarks import experiments
 from benchmarks.claims import OF, PENALISED, PLAIN, TURN, claims, curves
 from benchmarks.experiments import Judge, Row, number
 from benchmarks.machine import machine
-from gpkernels.training import TrainConfig, Trainer, checkpoint, from_preset, pictures
+from gpkernels.training import TrainConfig, Trainer, checkpoint, disk, from_preset, pictures
 from gpkernels.training.data import ImageSet
 
 SHOWN_EPOCHS = (1, 4, 6)
@@ -102,7 +102,7 @@ def train(run: Run) -> str:
     """Trains a run to its end or from its checkpoint on, a row an epoch. Returns what to say of it."""
     if run.finished:
         return f"{run.model} seed {run.config.seed}: finished before"
-    state = checkpoint.load(run.folder) if (run.folder / checkpoint.NAME).is_file() else None
+    state = checkpoint.load(run.folder) if checkpoint.held(run.folder) else None
     trainer = Trainer(run.config, run.images, run.folder, resume=state)
     rows: list[dict[str, Any]] = [row for row in run.rows if int(row["step"]) <= trainer.step]
     (run.folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,7 @@ def draw(path: Path, rows: Sequence[Row], tasks: Sequence[Run], title: str) -> N
             axes.set_title(f"{run.model}, seed 0, epoch {epoch}{best}", fontsize=9)
             axes.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    disk.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
 def table(rows: Sequence[Row], names: Sequence[str], epochs: int) -> str:

@@ -1,4 +1,8 @@
-"""Runs of the trainer that end early."""
+"""Small runs of the trainer, such that end early, and their states compared."""
+
+from collections.abc import Mapping
+
+import torch
 
 from gpkernels.training import Callback, Trainer
 
@@ -15,3 +19,23 @@ class StopAfter(Callback):
 def stopped_after(trainer: Trainer, step: int) -> Trainer:
     trainer.callbacks = (*trainer.callbacks, StopAfter(step))
     return trainer
+
+
+SMALL = {"ngf": 4, "ndf": 4, "batch_size": 4, "nz": 8, "log_every": 1}
+
+
+def same(got, wanted, where=""):
+    """Raises AssertionError unless two states are equal, their tensors to the bit."""
+    if isinstance(wanted, Mapping):
+        assert set(got) == set(wanted)
+        for key, value in wanted.items():
+            same(got[key], value, f"{where}/{key}")
+    elif isinstance(wanted, (tuple, list)):
+        assert len(got) == len(wanted)
+        for index, pair in enumerate(zip(got, wanted, strict=True)):
+            same(*pair, f"{where}/{index}")
+    elif isinstance(wanted, torch.Tensor):
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted), where
+    else:
+        assert got == wanted, where

@@ -206,7 +206,7 @@ def test_command_prints_and_writes(trained, tmp_path, capsys):
     assert reports[0] == reports[1]
     assert not list(tmp_path.rglob("*.tmp"))
     report = reports[0]
-    assert report["checkpoint"]["sha256"] == features.digest(trained / "checkpoint.pt")
+    assert report["checkpoint"]["sha256"] == features.digest(trained / "checkpoints/step_00000001/ema.safetensors")
     assert (report["checkpoint"]["step"], report["seed"], report["n"]) == (1, 5, 130)
     assert {"gpkernels", "torch", "python", "facenet-pytorch"} <= set(report["versions"])
     assert report["data"] == {"name": "lfw-mini", "part": "training", "images": 100}
@@ -225,7 +225,7 @@ def test_command_prints_and_writes(trained, tmp_path, capsys):
 
 
 def test_command_s_numbers_are_those_of_the_library(trained, tmp_path, capsys):
-    run(capsys, trained / "checkpoint.pt", "--metrics", "swd", "--n", 100, "--device", "cpu")
+    run(capsys, trained / "checkpoints/newest", "--metrics", "swd", "--n", 100, "--device", "cpu")
     report = json.loads((trained / "evaluation.json").read_text())
     generator, config, _ = checkpoint.load_generator(trained)
     z = torch.randn(100, config.nz, generator=torch.Generator().manual_seed(0))
@@ -237,13 +237,24 @@ def test_command_s_numbers_are_those_of_the_library(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("z", ["normal", "uniform"])
-def test_mre_starts_from_the_checkpoint_s_own_z(tmp_path, capsys, monkeypatch, z):
-    (tmp_path / "checkpoint.pt").write_text("")
+def test_mre_starts_from_the_checkpoint_s_own_z(trained, tmp_path, capsys, monkeypatch, z):
     generator, _ = models.build(TrainConfig(ngf=2, ndf=2, nz=8), 1, 32)
     for weight in generator.eval().parameters():
         weight.data *= 10  # untrained, it gives nearly the same image for every z
     monkeypatch.setattr(checkpoint, "load_generator", lambda path: (generator, TrainConfig(nz=8, z=z), 7))
-    assert run(capsys, tmp_path, "--metrics", "mre", "--n", 100, "--mre-images", 2, "--device", "cpu")[0] == 0
+    options = [
+        "--metrics",
+        "mre",
+        "--n",
+        100,
+        "--mre-images",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "evaluation.json",
+    ]
+    assert run(capsys, trained, *options)[0] == 0
     (row,) = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
     kept = torch.randperm(100, generator=torch.Generator().manual_seed(0))[:2]
     real = torch.from_numpy(data.load(TrainConfig()).images[kept.numpy()]) / 127.5 - 1
@@ -276,8 +287,8 @@ class Split(data.ImageSet):
         return images
 
 
-def test_labels_have_the_real_frequencies_and_held_out_images_are_used(tmp_path, capsys, monkeypatch):
-    (tmp_path / "checkpoint.pt").write_text("")
+def test_labels_have_the_real_frequencies_and_held_out_images_are_used(trained, tmp_path, capsys, monkeypatch):
+    to = ["--out", tmp_path / "evaluation.json"]
     config = TrainConfig(nz=8, condition="concat")
     monkeypatch.setattr(checkpoint, "load_generator", lambda path: (Labelled(), config, 7))
     images = np.zeros((200, 1, 32, 32), np.uint8)
@@ -291,7 +302,7 @@ def test_labels_have_the_real_frequencies_and_held_out_images_are_used(tmp_path,
             return super().__call__(sampler, **options)
 
     monkeypatch.setattr(command, "Evaluator", Spy)
-    code, text, errors = run(capsys, tmp_path, "--metrics", "swd,mre", "--n", 100, "--mre-images", 3)
+    code, text, errors = run(capsys, trained, "--metrics", "swd,mre", "--n", 100, "--mre-images", 3, *to)
     assert (code, errors) == (0, "")
     assert "100 held-out images" in text
     assert "labels drawn with the frequencies of the real images'" in text
@@ -300,7 +311,7 @@ def test_labels_have_the_real_frequencies_and_held_out_images_are_used(tmp_path,
     assert (fake == grey_of_one).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert measure.labels.double().mean() == 0.25
     monkeypatch.setattr(data, "load", load)
-    assert "--condition concat: wanted data with labels" in run(capsys, tmp_path, "--data", "lfw-mini")[2]
+    assert "--condition concat: wanted data with labels" in run(capsys, trained, "--data", "lfw-mini", *to)[2]
 
 
 @pytest.mark.parametrize(
@@ -349,7 +360,7 @@ def test_a_diverged_generator_is_refused(trained, tmp_path, capsys):
     state = checkpoint.load(trained)
     state["ema"] = {name: value * float("nan") if value.is_floating_point() else value for name, value in
                     state["ema"].items()}  # fmt: skip
-    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    checkpoint.save(tmp_path, state)
     code, _, errors = run(capsys, tmp_path, "--metrics", "swd")
     assert code == 2
     assert "checkpoint: its generator does not give images (images: wanted finite values in [-1, 1]" in errors

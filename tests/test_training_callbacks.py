@@ -132,7 +132,7 @@ def test_progress_says_what_a_log_has(faces, tmp_path, capsys):
     assert "ls-gan-pg on 8 images of 32x32 (faces), 2 steps of 4 on cpu" in said
     assert re.search(r"2/2  epoch 1  D \+0\.\d{4}  G [+-]0\.\d{4}  gap .*  \|grad\| .* \d+ img/s", said)
     progress = Progress()
-    progress.on_start(trainer(faces, tmp_path, steps=2))
+    progress.on_start(trainer(faces, tmp_path / "other", steps=2))
     progress.on_log(None, {"step": 2, "epoch": 1, "critic_loss": 0.5})
     progress.on_close(None)
     assert "2/2  epoch 1  D +0.5000" in capsys.readouterr().out

@@ -316,6 +316,6 @@ def test_the_command_line_trains_with_labels(tmp_path, capsys):
     assert cli.main(["sample", str(out), "--n", "300", "--out", str(tmp_path / "grid.png")]) == 0
     state = checkpoint.load(out)
     state["classes"] = 7
-    torch.save(state, out / "checkpoint.pt")
+    checkpoint.save(out, state)
     assert cli.main(["train", "--out", str(out), "--resume", "--steps", "3"]) == 2
     assert "--data: wanted 7 classes, as the checkpoint was trained, got 10" in capsys.readouterr().err

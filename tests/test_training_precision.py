@@ -110,7 +110,7 @@ def test_resumed_to_the_bit(tmp_path, settings):
         whole.precision.load_state_dict({net: {**each, "scale": 2.0**20} for net, each in state.items()})
     for step in range(4):
         if step == 2:
-            checkpoint.save(tmp_path / "checkpoint.pt", whole.state_dict())
+            checkpoint.save(tmp_path, whole.state_dict())
             resumed.load_state_dict(checkpoint.load(tmp_path))
             assert settings != {"precision": "fp16"} or resumed.precision.scalers["critic"].get_scale() == 2.0**18
         for run in (whole, resumed) if step >= 2 else (whole,):

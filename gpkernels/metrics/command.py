@@ -19,7 +19,6 @@ from gpkernels._version import __version__
 from gpkernels.errors import UserError
 from gpkernels.metrics.evaluator import SAMPLES, Evaluator
 from gpkernels.metrics.faces import CELEBA_BOXES
-from gpkernels.metrics.features import digest
 from gpkernels.metrics.images import to_bytes
 from gpkernels.metrics.table import METRICS, SHORT, Result
 
@@ -43,7 +42,7 @@ def add_command(commands: Any) -> None:
         epilog="\n".join(["metrics, and which way is better:", *rows, f"short names: {short}"]).replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or the run folder that holds it")
+    parser.add_argument("checkpoint", type=Path, help="a run folder, or one of its checkpoints")
     parser.add_argument("--data", help="real images, as for train (default: the checkpoint's own)")
     parser.add_argument(
         "--metrics", default=",".join(USUAL), help=f"names, comma-separated (default: {','.join(USUAL)})"
@@ -54,7 +53,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     parser.add_argument("--fid-weights", type=Path, help="Inception weights, for fid and other metrics on Inception")
     parser.add_argument("--mre-images", type=int, default=64, help="images that mre reconstructs (default: 64)")
-    parser.add_argument("--out", type=Path, help="the JSON to write (default: evaluation.json beside the checkpoint)")
+    parser.add_argument("--out", type=Path, help="the JSON to write (default: evaluation.json in the run folder)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.set_defaults(run=_evaluate)
 
@@ -63,7 +62,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from gpkernels.cli import _need_train_extra
 
     _need_train_extra()
-    from gpkernels.training import checkpoint
+    from gpkernels.training import checkpoint, disk
     from gpkernels.training.processes import pick_device
 
     for name in ("n", "mre_images"):
@@ -72,8 +71,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not 0 <= options.seed < 2**31:
         raise UserError(f"--seed: wanted 0 to 2**31 - 1, got {options.seed}")
     names = [name for name in options.metrics.split(",") if name]
-    file = options.checkpoint / checkpoint.NAME if options.checkpoint.is_dir() else options.checkpoint
-    generator, config, step = checkpoint.load_generator(file)
+    folder = checkpoint.find(options.checkpoint)
+    generator, config, step = checkpoint.load_generator(folder)
     device = pick_device(options.device)
     generator.to(device).requires_grad_(False)
     conditional = config.condition != "none"
@@ -105,13 +104,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(_table(results))
     for note in notes:
         print(f"note: {note}")
-    out = options.out or file.parent / "evaluation.json"
+    out = options.out or checkpoint.run_folder(folder) / "evaluation.json"
     report = {
         "metrics": [
             {"metric": name, "better": METRICS[name].better, **dataclasses.asdict(result), "seed": options.seed}
             for name, result in results.items()
         ],
-        "checkpoint": {"path": str(file), "sha256": digest(file), "step": step, "preset": config.preset},
+        "checkpoint": {
+            "path": str(folder),
+            "sha256": checkpoint.digest(folder, "ema"),
+            "step": step,
+            "preset": config.preset,
+        },
         "data": {"name": config.data, "part": part, "images": len(real)},
         "n": options.n,
         "seed": options.seed,
@@ -120,7 +124,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         "notes": notes,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomically(out, lambda target: target.write((json.dumps(report, indent=2) + "\n").encode()))
+    disk.write_atomically(out, lambda target: target.write((json.dumps(report, indent=2) + "\n").encode()))
     print(f"{time.perf_counter() - started:.0f} s -> {out}")
     return 0
 

@@ -26,7 +26,7 @@ GROUPS = {
 }
 """Titles of the flags in --help, by the field of TrainConfig each begins with."""
 
-_TRAIN = """Trains a GAN into a run folder: config.json, log.jsonl, samples, curves, checkpoint, report.html.
+_TRAIN = """Trains a GAN into a run folder: config.json, log.jsonl, samples, curves, checkpoints, report.html.
 A setting is taken from its flag, else from --config, else from the preset."""
 _CHANGEABLE_ON_RESUME = {
     "epochs",
@@ -37,6 +37,8 @@ _CHANGEABLE_ON_RESUME = {
     "cache",
     "accumulate",
     "sync_batchnorm",
+    "checkpoint_minutes",
+    "keep",
 }
 
 
@@ -45,7 +47,7 @@ def add_commands(commands: Any) -> None:
     train = commands.add_parser("train", help="train a GAN", description=_TRAIN)
     add_train_options(train)
     sample = commands.add_parser("sample", help="draw images from a checkpoint")
-    sample.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or the run folder that holds it")
+    sample.add_argument("checkpoint", type=Path, help="a run folder, or one of its checkpoints")
     sample.add_argument("--n", type=int, default=64, help="how many images (default: 64)")
     sample.add_argument("--out", type=Path, default=Path("grid.png"), help="the PNG to write (default: grid.png)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the latent vectors (default: 0)")
@@ -70,7 +72,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
     where = parser.add_argument_group("folders and files")
     where.add_argument("--out", type=Path, default=None, help="the run folder (default: runs/PRESET-NNN, a new one)")
-    where.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out (default: start)")
+    where.add_argument("--resume", action="store_true", help="go on from the newest checkpoint (default: start)")
     where.add_argument(
         "--config", type=Path, metavar="FILE", help="settings from a run's config.json, or TOML (default: none)"
     )
@@ -105,7 +107,7 @@ def _train(options: argparse.Namespace) -> int:
     from gpkernels.cli import _need_train_extra
 
     _need_train_extra()
-    from gpkernels.training import checkpoint, config_file, processes
+    from gpkernels.training import checkpoint, config_file, disk, processes
     from gpkernels.training.callbacks import Report, Trackers
     from gpkernels.training.config import TrainConfig, flag, settings
     from gpkernels.training.progress import Progress
@@ -125,9 +127,11 @@ def _train(options: argparse.Namespace) -> int:
         config = TrainConfig.from_dict({**saved, **given})
     else:
         config = config_file.with_overrides(options.config, given)
-        if options.out is not None and (options.out / checkpoint.NAME).exists():
-            raise UserError(f"--out: {options.out} already holds a run; --resume goes on with it")
+        if options.out is not None:
+            checkpoint.check_unused(options.out)
     with processes.join(config.device) as joined:
+        if options.out is not None and joined.main:
+            disk.check_free(options.out)
         out = joined.agree(lambda: options.out or _new_folder(config.preset))
         callbacks: list[Callback] = []
         if joined.main:
@@ -169,7 +173,7 @@ def _run(
         return 0
     newest = max((out / "samples").glob("epoch_*.png"))
     report = f"report {out / 'report.html'}, " if (out / "report.html").is_file() else ""
-    print(f"done: {report}samples {newest}, curves {out / 'curves.png'}, checkpoint {out / checkpoint.NAME}")
+    print(f"done: {report}samples {newest}, curves {out / 'curves.png'}, checkpoint {checkpoint.held(out)[0]}")
     return 0
 
 

@@ -166,6 +166,10 @@ class TrainConfig:
     )
     cuda_graph: bool = _setting(False, "run each step as one CUDA graph, which small nets on a GPU gain from")
     log_every: int = _setting(10, "steps between lines of the log", minimum=1)
+    checkpoint_minutes: float = _setting(
+        10.0, "minutes between checkpoints within an epoch, each epoch ends with one; 0: after every step", minimum=0
+    )
+    keep: int = _setting(2, "how many checkpoints stay in the run folder, the newest", minimum=1)
 
     def __post_init__(self) -> None:
         for name, spec in settings().items():

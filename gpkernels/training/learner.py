@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import gpkernels as gp
 from gpkernels.errors import UserError
-from gpkernels.training import checkpoint, draws, models, plugins
+from gpkernels.spectral import spectral_norm_handle
+from gpkernels.training import checkpoint, draws, models, plugins, randomness
 from gpkernels.training import processes as processes_module
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
@@ -60,12 +61,14 @@ class Learner(Updates):
             raise UserError(f"--cuda-graph: wanted a GPU, got --device {self.device}")
         self.precision = Precision(config.precision, self.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        torch.manual_seed(config.seed)
+        randomness.seed(config.seed)
         self.generator, self.critic = (
-            net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+            net.to(self.device, memory_format=self.memory_format)
             for net in plugins.nets(config, images, generator, critic)
         )
-        self.ema = copy.deepcopy(self.generator).to(memory_format=torch.contiguous_format)
+        spectral_norm_handle(self.critic).update()  # u and v of these weights, in this layout: what a checkpoint keeps
+        self.ema = copy.deepcopy(self.generator)
+        self.ema.to(memory_format=torch.contiguous_format)
         self.ema.eval().requires_grad_(False)
         self.objective, self.penalties = plugins.objective(config, objective), Penalties(config)
         if self.given:
@@ -214,7 +217,7 @@ class Learner(Updates):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "penalties": self.penalties.state_dict(),
             "precision": self.precision.state_dict(),
-            "rng": torch.get_rng_state(),
+            "rng": randomness.state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -225,7 +228,7 @@ class Learner(Updates):
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))  # else `state` would train too
         self.penalties.load_state_dict(state["penalties"])
         self.precision.load_state_dict(state["precision"])
-        torch.set_rng_state(state["rng"])
+        randomness.restore(state["rng"], self.device)
         self.step = state["step"]
 
 

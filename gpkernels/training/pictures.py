@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gpkernels.training.checkpoint import write_atomically
+from gpkernels.training.disk import write_atomically
 
 
 def save_grid(path: Path, images: Tensor, columns: int | None = None) -> None:

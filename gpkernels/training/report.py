@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from gpkernels.training import log, models, page, pictures
 from gpkernels.training.callbacks import sessions
-from gpkernels.training.checkpoint import write_atomically
 from gpkernels.training.config import TrainConfig, flag
 from gpkernels.training.data import ImageSet
+from gpkernels.training.disk import write_atomically
 from gpkernels.training.nearest import Nearest, nearest, suspicious
 from gpkernels.training.presets import from_preset
 

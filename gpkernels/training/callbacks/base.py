@@ -29,7 +29,7 @@ class Callback:
         """After an epoch, or the last step of a run, before the checkpoint; epochs count from 1."""
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
-        """After a checkpoint was written."""
+        """After a checkpoint was written, into the folder `path`."""
 
     def on_end(self, trainer: Trainer, finished: bool) -> None:
         """After the last checkpoint; `finished` is False when the run was stopped early."""

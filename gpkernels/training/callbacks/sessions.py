@@ -16,7 +16,7 @@ import torch
 from gpkernels import registry
 from gpkernels._version import __version__
 from gpkernels.training.callbacks.base import Callback
-from gpkernels.training.checkpoint import write_atomically
+from gpkernels.training.disk import write_atomically
 
 if TYPE_CHECKING:
     from gpkernels.training.loop import Trainer

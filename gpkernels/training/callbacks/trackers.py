@@ -20,7 +20,7 @@ from PIL import Image
 from gpkernels.errors import UserError
 from gpkernels.training import pictures
 from gpkernels.training.callbacks.base import Callback
-from gpkernels.training.checkpoint import write_atomically
+from gpkernels.training.disk import write_atomically
 
 if TYPE_CHECKING:
     from gpkernels.training.loop import Trainer

@@ -11,9 +11,9 @@ import numpy as np
 
 from gpkernels._version import __version__
 from gpkernels.errors import UserError
-from gpkernels.training.checkpoint import write_atomically
 from gpkernels.training.data.image_set import ImageSet
 from gpkernels.training.data.listing import Attributes
+from gpkernels.training.disk import write_atomically
 
 FORMAT = 1
 
