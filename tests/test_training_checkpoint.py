@@ -75,6 +75,15 @@ def test_a_checkpoint_holds_the_whole_state(faces, finished):
         same({**wanted, "generator": dict(wanted["generator"])}, checkpoint.load(path))
 
 
+def test_a_copy_that_followed_links_goes_on(faces, finished, tmp_path):
+    """Such as a zip makes, or Windows: `newest` is a folder there."""
+    shutil.copytree(finished, tmp_path / "copy")
+    assert not (tmp_path / "copy/checkpoints/newest").is_symlink()
+    run = trainer(faces, tmp_path / "copy", steps=5, resume=checkpoint.load(tmp_path / "copy"))
+    assert run.run()
+    assert (tmp_path / "copy/checkpoints/newest").readlink().name == "step_00000005"
+
+
 def test_every_dtype_shared_memory_and_what_is_no_tensor_come_back(tmp_path):
     class Counted(torch.nn.Module):
         def __init__(self):

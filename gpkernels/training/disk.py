@@ -61,7 +61,10 @@ def sync(folder: Path) -> None:
 
 
 def link(path: Path, target: str) -> None:
-    """Makes `path` a link to `target` beside it, at once, where the file system has links."""
+    """Makes `path` a link to `target` beside it, at once, where the file system has links. What copies follow links
+    leave there, a folder in its place, is deleted."""
+    if path.is_dir() and not path.is_symlink():
+        delete(path)
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     with _if_possible():
