@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import critics
+import numpy as np
 import pytest
 import torch
 
@@ -152,8 +153,30 @@ def test_before_and_after_agree():
 
 def test_penalty_examples_run():
     for snippet in code_blocks("python")[2:]:
+        if "gpkernels.training" in snippet:
+            continue
         critic, real, fake = critics.conv(), critics.images(), critics.images()
         exec(snippet, {"torch": torch, "gp": gp, "critic": critic, "real": real, "fake": fake})
+
+
+def test_the_trainer_example_runs(tmp_path, monkeypatch, capsys):
+    """With the reader's nets and images, and fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = (code for code in code_blocks("python") if "gpkernels.training" in code)
+
+    class MyGenerator(torch.nn.Sequential):
+        def __init__(self):
+            super().__init__(torch.nn.Linear(64, 3 * 32 * 32), torch.nn.Tanh(), torch.nn.Unflatten(1, (3, 32, 32)))
+
+    class MyCritic(torch.nn.Sequential):
+        def __init__(self):
+            super().__init__(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 1))
+
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 3, 32, 32), np.uint8)
+    given = {"gp": gp, "pixels": pixels, "MyGenerator": MyGenerator, "MyCritic": MyCritic}
+    exec(snippet.replace('"steps": 1000', '"steps": 2'), given)
+    assert given["step"] == 2
+    assert (tmp_path / "runs/mine/report.html").stat().st_size > 10_000
 
 
 def test_numbers_are_those_of_the_result_files():
@@ -166,7 +189,7 @@ def test_numbers_are_those_of_the_result_files():
 
 def test_commands_and_files_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make (\w+)", README):
+    for target in re.findall(r"make ([\w-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.M), target
     parser = cli._parser()
     for line in re.findall(r"^gpkernels .*$", "\n".join(code_blocks("sh")), re.M):
