@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ablation, convolution, matrix, ops, peers, scaling, spectral, steps
+from benchmarks import ablation, convolution, matrix, ops, peers, scaling, spectral, steps, trainer
 from benchmarks.machine import label, today
 
 PARTS = {
@@ -26,6 +26,7 @@ PARTS = {
     "ablation": ablation,
     "matrix": matrix,
     "scaling": scaling,
+    "trainer": trainer,
 }
 
 

@@ -64,62 +64,14 @@ def penalty_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Ste
     return {"usual": usual, "best": best, "gpkernels": ours}
 
 
-def ls_gan_pg_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
-    """The loss-sensitive critic's step, with the norm of the gradient at real images."""
-    loss = hinge
-
-    def none() -> None:
-        loss(critic(real), critic(fake)).backward()
-
-    def usual() -> None:
-        total = loss(critic(real), critic(fake))
-        (total + linear(at(critic, real)[1])).backward()
-
-    def best() -> None:
-        scores, grad = at(critic, real)
-        assign(critic, loss(scores, critic(fake)) + linear(grad))
-
-    def ours() -> None:
-        scores, penalty = gp.score_and_penalty(critic, real, kind="ls_gan_pg")
-        (loss(scores, critic(fake)) + penalty).backward()
-
-    return {"no penalty": none, "usual": usual, "best": best, "gpkernels": ours}
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of the scores of real and of fake images."""
 
 
-def wgan_gp_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
-    eps = torch.rand(len(real), device=real.device)
-
-    def mixed() -> Tensor:
-        column = eps.view(-1, *[1] * (real.dim() - 1))
-        return column * real + (1 - column) * fake
-
-    def loss() -> Tensor:
-        return critic(fake).mean() - critic(real).mean()
-
-    def none() -> None:
-        loss().backward()
-
-    def usual() -> None:
-        total = loss()
-        (total + two_sided(at(critic, mixed())[1])).backward()
-
-    def best() -> None:
-        total = loss()
-        assign(critic, total + two_sided(at(critic, torch.lerp(fake, real, eps.view(-1, *[1] * (real.dim() - 1))))[1]))
-
-    def ours() -> None:
-        (loss() + gp.gradient_penalty(critic, real, fake, eps=eps)).backward()
-
-    return {"no penalty": none, "usual": usual, "best": best, "gpkernels": ours}
-
-
-def gan_step(penalty: Callable[[Tensor], Tensor], kind: str) -> Callable[..., dict[str, Step]]:
-    """The non-saturating critic's step with a penalty at real images."""
+def step_at_real(loss: Loss, penalty: Callable[[Tensor], Tensor], kind: str) -> Callable[..., dict[str, Step]]:
+    """A critic's step with a penalty at the real images themselves, which can share their forward."""
 
     def make(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
-        def loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-            return softplus(-real_scores).mean() + softplus(fake_scores).mean()
-
         def none() -> None:
             loss(critic(real), critic(fake)).backward()
 
@@ -140,31 +92,66 @@ def gan_step(penalty: Callable[[Tensor], Tensor], kind: str) -> Callable[..., di
     return make
 
 
-def dragan_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
+def step_around(loss: Loss, points: Callable[[Tensor, Tensor], Points]) -> Callable[..., dict[str, Step]]:
+    """A critic's step with the two-sided penalty at points of their own."""
+
+    def make(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
+        usual_points, best_points, our_penalty = points(real, fake)
+
+        def none() -> None:
+            loss(critic(real), critic(fake)).backward()
+
+        def usual() -> None:
+            total = loss(critic(real), critic(fake))
+            (total + two_sided(at(critic, usual_points())[1])).backward()
+
+        def best() -> None:
+            total = loss(critic(real), critic(fake))
+            assign(critic, total + two_sided(at(critic, best_points())[1]))
+
+        def ours() -> None:
+            (loss(critic(real), critic(fake)) + our_penalty(critic)).backward()
+
+        return {"no penalty": none, "usual": usual, "best": best, "gpkernels": ours}
+
+    return make
+
+
+class Points(NamedTuple):
+    """Where a penalty is taken, by the usual code and by the best, and our penalty there."""
+
+    usual: Callable[[], Tensor]
+    best: Callable[[], Tensor]
+    penalty: Callable[[nn.Module], Tensor]
+
+
+def between(real: Tensor, fake: Tensor) -> Points:
+    """WGAN-GP's, with weights that are the same for all."""
+    eps = torch.rand(len(real), device=real.device)
+    column = eps.view(-1, *[1] * (real.dim() - 1))
+    return Points(
+        lambda: column * real + (1 - column) * fake,
+        lambda: torch.lerp(fake, real, column),
+        lambda critic: gp.gradient_penalty(critic, real, fake, eps=eps),
+    )
+
+
+def near(real: Tensor, fake: Tensor) -> Points:
+    """DRAGAN's, with noise that is the same for all: kind "local" would draw its own."""
     noise = torch.rand_like(real) * 2 - 1
 
-    def near() -> Tensor:
+    def point() -> Tensor:
         return real + 0.5 * real.std() * noise
 
-    def loss() -> Tensor:
-        return softplus(-critic(real)).mean() + softplus(critic(fake)).mean()
+    return Points(point, point, lambda critic: gp.gradient_penalty(critic, point(), kind="r1", form="two_sided"))
 
-    def none() -> None:
-        loss().backward()
 
-    def usual() -> None:
-        total = loss()
-        (total + two_sided(at(critic, near())[1])).backward()
+def non_saturating(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    return softplus(-real_scores).mean() + softplus(fake_scores).mean()
 
-    def best() -> None:
-        total = loss()
-        assign(critic, total + two_sided(at(critic, near())[1]))
 
-    def ours() -> None:
-        # at the same points as the others; kind="local" would draw its own
-        (loss() + gp.gradient_penalty(critic, near(), kind="r1", form="two_sided")).backward()
-
-    return {"no penalty": none, "usual": usual, "best": best, "gpkernels": ours}
+def wasserstein(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    return fake_scores.mean() - real_scores.mean()
 
 
 def assign(critic: nn.Module, loss: Tensor) -> None:
@@ -182,10 +169,10 @@ def freeze(critic: nn.Module) -> None:
 
 STEPS = {
     "penalty step": penalty_step,
-    "LS-GAN-PG step": ls_gan_pg_step,
-    "WGAN-GP step": wgan_gp_step,
-    "R1 step": gan_step(half_square, "r1"),
-    "DRAGAN step": dragan_step,
+    "LS-GAN-PG step": step_at_real(hinge, linear, "ls_gan_pg"),
+    "WGAN-GP step": step_around(wasserstein, between),
+    "R1 step": step_at_real(non_saturating, half_square, "r1"),
+    "DRAGAN step": step_around(non_saturating, near),
 }
 
 

@@ -81,7 +81,7 @@ def measure(preset: str, settings: dict[str, Any], device: str, rounds: int, fol
     path = folder / f"{size}.npy"
     if not path.exists():
         np.save(path, np.random.default_rng(0).integers(0, 256, (8192, 3, size, size), np.uint8))
-    images = ImageSet("noise", np.load(path, mmap_mode="r"))
+    images = ImageSet("noise", np.load(path, mmap_mode="c"))
     with_penalty = Timed(config, images)
     without = Timed(dataclasses.replace(config, penalty="none"), images)
     for round_ in range(rounds + 2):

@@ -46,3 +46,11 @@ def device(backend):
 def small_critics_too(monkeypatch):
     """The engine runs for the tests' critics, which are too small for it to pay."""
     monkeypatch.setattr(double_backward.mode, "SMALL", 0)
+
+
+@pytest.fixture(scope="session")
+def eight_faces():
+    """Two steps an epoch with a batch size of 4."""
+    from gpkernels.training import TrainConfig, data
+
+    return data.ImageSet("faces", data.load(TrainConfig()).images[:8])

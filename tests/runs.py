@@ -1,10 +1,11 @@
 """Small runs of the trainer, such that end early, and their states compared."""
 
+import json
 from collections.abc import Mapping
 
 import torch
 
-from gpkernels.training import Callback, Trainer
+from gpkernels.training import Callback, TrainConfig, Trainer
 
 
 class StopAfter(Callback):
@@ -39,3 +40,14 @@ def same(got, wanted, where=""):
         assert torch.equal(got, wanted), where
     else:
         assert got == wanted, where
+
+
+def told(faces, out, *callbacks, resume=None, **settings):
+    """A trainer of one epoch with these callbacks alone: the pictures of every run take longer than its training."""
+    run = Trainer(TrainConfig(**{**SMALL, "epochs": 1, **settings}), faces, out, resume=resume)
+    run.callbacks = callbacks
+    return run
+
+
+def log_lines(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

@@ -32,7 +32,8 @@ def test_variants_of_every_step_agree_on_every_critic(module, step):
 
 def test_a_wrong_variant_is_not_timed(module, monkeypatch, capsys):
     steps = module("steps")
-    monkeypatch.setattr(steps, "linear", lambda grad: 10.1 * grad.flatten(1).norm(2, dim=1).mean())
+    wrong = steps.step_at_real(steps.hinge, lambda grad: 10.1 * grad.flatten(1).norm(2, dim=1).mean(), "ls_gan_pg")
+    monkeypatch.setitem(steps.STEPS, "LS-GAN-PG step", wrong)
     assert steps.measure(steps.Setting("LS-GAN-PG step", "DCGAN none", 4, 2, 32), CPU, 1) == []
     assert "gpkernels: the gradient differs by" in capsys.readouterr().out
 

@@ -1,42 +1,23 @@
 """What a run tells: numbers of the log by hand, curves, progress, and callbacks closed whatever happens."""
 
-import json
 import math
 import re
 
 import pytest
 import torch
+from runs import log_lines, told
 from threads import one_thread  # noqa: F401
 
-from gpkernels.training import Callback, TrainConfig, Trainer, data
+from gpkernels.training import Callback
 from gpkernels.training.progress import Progress
 
-SMALL = {"ngf": 4, "ndf": 4, "batch_size": 4, "nz": 8, "log_every": 1, "epochs": 1}
 
-
-@pytest.fixture(scope="module")
-def faces():
-    images = data.load(TrainConfig())
-    return data.ImageSet("faces", images.images[:8])  # two steps an epoch
-
-
-def trainer(faces, out, *callbacks, resume=None, **settings):
-    """With these callbacks alone: the pictures of every run take longer than its training here."""
-    run = Trainer(TrainConfig(**{**SMALL, **settings}), faces, out, resume=resume)
-    run.callbacks = callbacks
-    return run
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def test_gradients_of_weights_are_those_of_the_losses(faces, tmp_path):
+def test_gradients_of_weights_are_those_of_the_losses(eight_faces, tmp_path):
     """The critic's after one step is that of its loss by autograd, the generator's that of L(G(z)) after the critic's
     update; both over all weights."""
-    run = trainer(faces, tmp_path, loss="wasserstein", penalty="none", lr=0.0)  # nothing moves
+    run = told(eight_faces, tmp_path, loss="wasserstein", penalty="none", lr=0.0)  # nothing moves
     draws = torch.Generator().manual_seed(1)
-    real = faces.batch(run.config, 0, draws)
+    real = eight_faces.batch(run.config, 0, draws)
     z = torch.randn(4, 8, generator=draws)
     critic_loss = run.critic(run.generator(z).detach()).mean() - run.critic(real).mean()
     losses = {"critic": critic_loss, "generator": -run.critic(run.generator(z)).mean()}
@@ -51,16 +32,16 @@ def test_gradients_of_weights_are_those_of_the_losses(faces, tmp_path):
 
 
 @pytest.mark.parametrize("critic_norm", ["none", "batch"])
-def test_gradient_norms_of_the_critic_are_those_of_each_image(faces, tmp_path, critic_norm):
+def test_gradient_norms_of_the_critic_are_those_of_each_image(eight_faces, tmp_path, critic_norm):
     """By float64 autograd, one image after another: in eval mode they do not meet. Nothing moves."""
-    run = trainer(faces, tmp_path, critic_norm=critic_norm)
+    run = told(eight_faces, tmp_path, critic_norm=critic_norm)
     run.train_step()
     before = {name: value.clone() for name, value in run.critic.state_dict().items()}
     found = run.grad_norms()
     assert all(torch.equal(value, before[name]) for name, value in run.critic.state_dict().items())
     assert run.critic.training
     double = run.critic.double().eval()
-    images = faces.batch(run.config, 0, run._draws(0)).double()
+    images = eight_faces.batch(run.config, 0, run._draws(0)).double()
     wanted = []
     for image in images:
         x = image[None].requires_grad_()
@@ -68,15 +49,15 @@ def test_gradient_norms_of_the_critic_are_those_of_each_image(faces, tmp_path, c
     torch.testing.assert_close(found.double(), torch.stack(wanted), rtol=1e-4, atol=0)
 
 
-def test_gradient_norms_are_taken_for_the_log_alone(faces, tmp_path, monkeypatch):
-    run = trainer(faces, tmp_path, steps=7, log_every=3)
+def test_gradient_norms_are_taken_for_the_log_alone(eight_faces, tmp_path, monkeypatch):
+    run = told(eight_faces, tmp_path, steps=7, log_every=3)
     taken = []
     for name in ("grad_norms", "weight_gradients"):
         method = getattr(run, name)
         monkeypatch.setattr(run, name, lambda method=method: taken.append(run.step) or method())
     run.run()
     assert taken == [step for step in (1, 3, 6, 7) for _ in range(2)]
-    for record in lines(tmp_path):
+    for record in log_lines(tmp_path):
         assert 0 < record["grad_norm"] <= record["grad_norm_max"]
         assert record["critic_weight_grad"] > 0
 
@@ -104,35 +85,35 @@ class Events(Callback):
         self.heard.append("close")
 
 
-def test_events_in_their_order_and_timings_only_there(faces, tmp_path):
+def test_events_in_their_order_and_timings_only_there(eight_faces, tmp_path):
     events = Events()
-    trainer(faces, tmp_path, events, steps=2).run()
+    told(eight_faces, tmp_path, events, steps=2).run()
     heard = [event for event in events.heard if event != "checkpoint"]
     assert heard == ["start", ("log", 1, True), ("log", 2, True), ("epoch", 1), ("end", True), "close"]
     assert "checkpoint" in events.heard
-    assert all("images_per_second" not in record for record in lines(tmp_path))
+    assert all("images_per_second" not in record for record in log_lines(tmp_path))
 
 
-def test_callbacks_are_closed_after_an_error(faces, tmp_path):
+def test_callbacks_are_closed_after_an_error(eight_faces, tmp_path):
     class Broken(Callback):
         def on_step(self, trainer, terms):
             raise KeyError("mine")
 
     events = Events()
     with pytest.raises(KeyError, match="mine"):
-        trainer(faces, tmp_path, events, Broken(), steps=2).run()
+        told(eight_faces, tmp_path, events, Broken(), steps=2).run()
     assert events.heard[-1] == "close"
     assert ("end", True) not in events.heard
 
 
-def test_progress_says_what_a_log_has(faces, tmp_path, capsys):
+def test_progress_says_what_a_log_has(eight_faces, tmp_path, capsys):
     """Terms of an objective of one's own need not be the usual ones."""
-    trainer(faces, tmp_path, Progress(), steps=2).run()
+    told(eight_faces, tmp_path, Progress(), steps=2).run()
     said = capsys.readouterr().out
     assert "ls-gan-pg on 8 images of 32x32 (faces), 2 steps of 4 on cpu" in said
     assert re.search(r"2/2  epoch 1  D \+0\.\d{4}  G [+-]0\.\d{4}  gap .*  \|grad\| .* \d+ img/s", said)
     progress = Progress()
-    progress.on_start(trainer(faces, tmp_path / "other", steps=2))
+    progress.on_start(told(eight_faces, tmp_path / "other", steps=2))
     progress.on_log(None, {"step": 2, "epoch": 1, "critic_loss": 0.5})
     progress.on_close(None)
     assert "2/2  epoch 1  D +0.5000" in capsys.readouterr().out

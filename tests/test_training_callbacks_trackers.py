@@ -1,36 +1,16 @@
 """Trackers: they show the log and the samples, and no step twice."""
 
-import json
 import sys
 import types
 
 import pytest
 from accelerate import tracking
-from runs import stopped_after
+from runs import log_lines, stopped_after, told
 from threads import one_thread  # noqa: F401
 
 from gpkernels.errors import UserError
-from gpkernels.training import TrainConfig, Trainer, checkpoint, data
+from gpkernels.training import checkpoint
 from gpkernels.training.callbacks import Trackers, trackers
-
-SMALL = {"ngf": 4, "ndf": 4, "batch_size": 4, "nz": 8, "log_every": 1, "epochs": 1}
-
-
-@pytest.fixture(scope="module")
-def faces():
-    images = data.load(TrainConfig())
-    return data.ImageSet("faces", images.images[:8])  # two steps an epoch
-
-
-def trainer(faces, out, *callbacks, resume=None, **settings):
-    """With these callbacks alone: the pictures of every run take longer than its training here."""
-    run = Trainer(TrainConfig(**{**SMALL, **settings}), faces, out, resume=resume)
-    run.callbacks = callbacks
-    return run
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def shown(out):
@@ -44,10 +24,10 @@ def shown(out):
     return scalars, [(e.step, e.width, e.height) for e in events.Images("samples")] if tags["images"] else []
 
 
-def test_tensorboard_shows_the_log_and_the_samples(faces, tmp_path):
-    trainer(faces, tmp_path, Trackers("tensorboard"), steps=4).run()
+def test_tensorboard_shows_the_log_and_the_samples(eight_faces, tmp_path):
+    told(eight_faces, tmp_path, Trackers("tensorboard"), steps=4).run()
     scalars, images = shown(tmp_path)
-    records = lines(tmp_path)
+    records = log_lines(tmp_path)
     for tag in ("loss/critic_loss", "critic/grad_norm_max", "weights/generator_weight_grad", "loss/penalty"):
         name = tag.split("/")[1]
         assert scalars[tag] == [(r["step"], pytest.approx(r[name], rel=1e-6)) for r in records]
@@ -56,21 +36,21 @@ def test_tensorboard_shows_the_log_and_the_samples(faces, tmp_path):
     assert list((tmp_path / "tensorboard").glob("*/hparams.yml"))
 
 
-def killed_and_resumed(faces, out, name):
+def killed_and_resumed(eight_faces, out, name):
     """A run of 6 steps, killed after 4 of which 2 are in a checkpoint."""
-    run = trainer(faces, out, Trackers(name), steps=6)
+    run = told(eight_faces, out, Trackers(name), steps=6)
     stopped_after(run, 2).run()
     state = checkpoint.load(out)
-    run = trainer(faces, out, Trackers(name), steps=6, resume=state)
+    run = told(eight_faces, out, Trackers(name), steps=6, resume=state)
     stopped_after(run, 4)
     run.save = lambda: None  # what is killed leaves none
     run.run()
-    trainer(faces, out, Trackers(name), steps=6, resume=state).run()
+    told(eight_faces, out, Trackers(name), steps=6, resume=state).run()
 
 
-def test_tensorboard_shows_no_step_twice_after_a_resume(faces, tmp_path):
-    killed_and_resumed(faces, tmp_path / "killed", "tensorboard")
-    trainer(faces, tmp_path / "whole", Trackers("tensorboard"), steps=6).run()
+def test_tensorboard_shows_no_step_twice_after_a_resume(eight_faces, tmp_path):
+    killed_and_resumed(eight_faces, tmp_path / "killed", "tensorboard")
+    told(eight_faces, tmp_path / "whole", Trackers("tensorboard"), steps=6).run()
     scalars, images = shown(tmp_path / "killed")
     wanted, pictures = shown(tmp_path / "whole")
     assert {tag for tag, values in scalars.items() if values != wanted[tag] and not tag.startswith("speed/")} == set()
@@ -128,8 +108,8 @@ def fake(monkeypatch):
     return Fake
 
 
-def test_another_tracker_goes_on_with_its_run_and_hears_no_step_twice(faces, tmp_path, fake):
-    killed_and_resumed(faces, tmp_path, "fake")
+def test_another_tracker_goes_on_with_its_run_and_hears_no_step_twice(eight_faces, tmp_path, fake):
+    killed_and_resumed(eight_faces, tmp_path, "fake")
     assert fake.runs == [{"run": None}, {"run": "run 1"}, {"run": "run 1"}]
     steps = [told[0] for told in fake.told if "loss/critic_loss" in told[1]]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -143,17 +123,17 @@ def test_another_tracker_goes_on_with_its_run_and_hears_no_step_twice(faces, tmp
     assert trackers.used_before(tmp_path) == ("fake",)
 
 
-def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(faces, tmp_path, fake, monkeypatch):
+def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(eight_faces, tmp_path, fake, monkeypatch):
     monkeypatch.setattr(fake, "broken", ("log",))
     with pytest.warns(RuntimeWarning, match="tracker fake failed and is told no more: ConnectionError: no net") as said:
-        assert trainer(faces, tmp_path, Trackers("fake", "tensorboard"), steps=2).run()
+        assert told(eight_faces, tmp_path, Trackers("fake", "tensorboard"), steps=2).run()
     assert len([w for w in said if "tracker" in str(w.message)]) == 1
     assert [step for step, _ in shown(tmp_path)[0]["loss/penalty"]] == [1, 2]
 
 
-def test_a_tracker_that_does_not_start_ends_the_run_before_it_begins(faces, tmp_path, fake, monkeypatch):
+def test_a_tracker_that_does_not_start_ends_the_run_before_it_begins(eight_faces, tmp_path, fake, monkeypatch):
     monkeypatch.setattr(fake, "broken", ("start",))
-    run = trainer(faces, tmp_path, Trackers("fake"), steps=2)
+    run = told(eight_faces, tmp_path, Trackers("fake"), steps=2)
     with pytest.raises(
         UserError, match="--tracker fake: wanted one that starts, got ConnectionError: no net for start"
     ):
@@ -161,7 +141,7 @@ def test_a_tracker_that_does_not_start_ends_the_run_before_it_begins(faces, tmp_
     assert run.step == 0
 
 
-def test_wandb_is_resumed_by_its_id(faces, tmp_path, monkeypatch):
+def test_wandb_is_resumed_by_its_id(eight_faces, tmp_path, monkeypatch):
     """Against a stand-in for the package: its arguments, and pictures as its own class."""
     started, pictures = [], []
 
@@ -184,7 +164,7 @@ def test_wandb_is_resumed_by_its_id(faces, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     monkeypatch.setattr(tracking, "_available_trackers", [*tracking._available_trackers, tracking.LoggerType.WANDB])
     out = tmp_path / "mine"
-    killed_and_resumed(faces, out, "wandb")
+    killed_and_resumed(eight_faces, out, "wandb")
     assert len({options["id"] for options in started}) == 1
     assert len(started) == 3
     assert all((o["project"], o["name"], o["resume"], o["dir"]) == ("gpkernels", "mine", "allow", out) for o in started)
