@@ -1,6 +1,7 @@
 """Trackers: they show the log and the samples, and no step twice."""
 
 import sys
+import time
 import types
 
 import pytest
@@ -36,20 +37,23 @@ def test_tensorboard_shows_the_log_and_the_samples(eight_faces, tmp_path):
     assert list((tmp_path / "tensorboard").glob("*/hparams.yml"))
 
 
-def killed_and_resumed(eight_faces, out, name):
-    """A run of 6 steps, killed after 4 of which 2 are in a checkpoint."""
+def killed_and_resumed(eight_faces, out, name, pause=0.0):
+    """A run of 6 steps, killed after 4 of which 2 are in a checkpoint; `pause` seconds between the sessions."""
     run = told(eight_faces, out, Trackers(name), steps=6)
     stopped_after(run, 2).run()
     state = checkpoint.load(out)
+    time.sleep(pause)
     run = told(eight_faces, out, Trackers(name), steps=6, resume=state)
     stopped_after(run, 4)
     run.save = lambda: None  # what is killed leaves none
     run.run()
+    time.sleep(pause)
     told(eight_faces, out, Trackers(name), steps=6, resume=state).run()
 
 
 def test_tensorboard_shows_no_step_twice_after_a_resume(eight_faces, tmp_path):
-    killed_and_resumed(eight_faces, tmp_path / "killed", "tensorboard")
+    # TensorBoard orders the files of a run by the second of their beginning
+    killed_and_resumed(eight_faces, tmp_path / "killed", "tensorboard", pause=1.0)
     told(eight_faces, tmp_path / "whole", Trackers("tensorboard"), steps=6).run()
     scalars, images = shown(tmp_path / "killed")
     wanted, pictures = shown(tmp_path / "whole")
