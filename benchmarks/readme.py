@@ -215,6 +215,26 @@ def ops_table(pattern: str = "*-ops-*.csv") -> str:
     return f"{where(rows[0])}, {largest} float32.\n\n" + markdown(header, lines)
 
 
+def trainer_table(pattern: str = "*-trainer-*.csv") -> str:
+    rows = results(pattern)
+    if not rows:
+        return "Not yet measured."
+    shares = ("data", "critic", "penalty", "generator", "average")
+    lines = [
+        [
+            row["preset"],
+            row["penalty_kind"],
+            f"{row['image_size']} px, {row['batch']}, {row['critic_steps']}",
+            row["images_per_s"],
+            *(f"{float(row[f'{share}_share']):.1%}" for share in shares),
+            row["over_no_penalty"],
+        ]
+        for row in rows
+    ]
+    header = ["preset", "penalty", "image, batch, critic steps", "images/s", *shares, "step over one without penalty"]
+    return f"{where(rows[0])}.\n\n" + markdown(header, lines)
+
+
 TABLES = {
     "steps": steps_table,
     "spectral": spectral_table,
@@ -223,6 +243,7 @@ TABLES = {
     "matrix": matrix_table,
     "scaling": scaling_table,
     "ops": ops_table,
+    "trainer": trainer_table,
 }
 
 
