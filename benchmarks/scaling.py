@@ -23,45 +23,64 @@ import gpkernels as gp
 from benchmarks import timing
 from benchmarks.critics import CRITICS
 from benchmarks.machine import machine, parser, save
-from benchmarks.spectral import Modules
-from benchmarks.steps import Step, penalty_step
+from benchmarks.spectral import Modules, spiked
+from benchmarks.spectral import differs as spectral_differs
+from benchmarks.steps import TOLERANCES, Step, differs, penalty_step
 
 Variants = dict[str, Step]
 
 
-def _penalty(critic: nn.Module, *shape: int) -> Variants:
-    real = torch.randn(shape)
-    return penalty_step(critic, real, real)
+class Differ(RuntimeError):
+    """Variants that do not compute the same: there is nothing to time."""
 
 
-def _critic(name: str, width: int, size: int, batch: int) -> Variants:
+def _checked(variants: Variants, difference: str) -> Variants:
+    if difference:
+        raise Differ(difference)
+    return variants
+
+
+Make = Callable[[int, torch.device], Variants]
+
+
+def _penalty(critic: nn.Module, device: torch.device, *shape: int) -> Variants:
+    real = torch.randn(shape, device=device)
+    variants = penalty_step(critic.to(device), real, real)
+    return _checked(variants, differs(critic, variants, TOLERANCES["float32"]))
+
+
+def _critic(name: str, width: int, size: int, batch: int, device: torch.device) -> Variants:
     row = CRITICS[name]
-    return _penalty(row.build(width, size), batch, *row.shape(size))
+    return _penalty(row.build(width, size), device, batch, *row.shape(size))
 
 
-def _deep(layers: int) -> Variants:
+def _deep(layers: int, device: torch.device) -> Variants:
     """3x3 convolutions of 32 channels at 16x16, a LeakyReLU after each."""
     blocks = [m for _ in range(layers) for m in (nn.Conv2d(32, 32, 3, padding=1), nn.LeakyReLU(0.2))]
-    return _penalty(nn.Sequential(nn.Conv2d(3, 32, 1), *blocks, nn.Conv2d(32, 1, 16)), 16, 3, 16, 16)
+    return _penalty(nn.Sequential(nn.Conv2d(3, 32, 1), *blocks, nn.Conv2d(32, 1, 16)), device, 16, 3, 16, 16)
 
 
-def _spectral(layers: int) -> Variants:
+def _spectral(layers: int, device: torch.device) -> Variants:
     """3x3 convolutions of 64 channels, forward and backward of all weights."""
-    plain = nn.ModuleList(nn.Conv2d(64, 64, 3) for _ in range(layers))
+    plain = nn.ModuleList(spiked(nn.Conv2d(64, 64, 3)) for _ in range(layers)).to(device)
     ours = copy.deepcopy(plain)
-    grads = [torch.randn_like(layer.weight) for layer in plain]
+    usual = [spectral_norm(layer) for layer in plain]
     handle = gp.spectral_norm_all(ours)
-    return {
-        "usual": Modules([spectral_norm(layer) for layer in plain], grads),
-        "gpkernels": Modules(list(ours), grads, handle),
-    }
+    ours.load_state_dict(plain.state_dict())
+    grads = [torch.randn_like(layer.weight) for layer in usual]
+    variants = {"usual": Modules(usual, grads), "gpkernels": Modules(list(ours), grads, handle)}
+    return _checked(variants, spectral_differs(variants))
 
 
-SERIES: dict[str, tuple[str, Sequence[int], Callable[[int], Variants]]] = {
-    "batch": ("DCGAN-32 none, width 16", (4, 16, 64, 256), lambda n: _critic("DCGAN none", 16, 32, n)),
-    "batch, BN": ("DCGAN-32 batch, width 16", (4, 16, 64, 256), lambda n: _critic("DCGAN batch", 16, 32, n)),
-    "image size": ("DCGAN none, width 16, batch 16", (16, 32, 64, 128), lambda n: _critic("DCGAN none", 16, n, 16)),
-    "width": ("DCGAN-32 none, batch 16", (8, 16, 32, 64, 128), lambda n: _critic("DCGAN none", n, 32, 16)),
+SERIES: dict[str, tuple[str, Sequence[int], Make]] = {
+    "batch": ("DCGAN-32 none, width 16", (4, 16, 64, 256), lambda n, on: _critic("DCGAN none", 16, 32, n, on)),
+    "batch, BN": ("DCGAN-32 batch, width 16", (4, 16, 64, 256), lambda n, on: _critic("DCGAN batch", 16, 32, n, on)),
+    "image size": (
+        "DCGAN none, width 16, batch 16",
+        (16, 32, 64, 128),
+        lambda n, on: _critic("DCGAN none", 16, n, 16, on),
+    ),
+    "width": ("DCGAN-32 none, batch 16", (8, 16, 32, 64, 128), lambda n, on: _critic("DCGAN none", n, 32, 16, on)),
     "depth": ("3x3 convolutions, 32 channels, batch 16", (2, 4, 8, 16, 32), _deep),
     "layers": ("spectral norm of 3x3 convolutions, 64 channels", (2, 4, 8, 16, 32, 64), _spectral),
 }
@@ -75,12 +94,12 @@ def slope(axis: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
 
 
 def rows_of(
-    name: str, what: str, axis: Sequence[int], make: Callable[[int], Variants], rounds: int
+    name: str, what: str, axis: Sequence[int], make: Make, device: torch.device, rounds: int
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for n in axis:
         torch.manual_seed(0)
-        times = timing.interleaved(make(n), torch.device("cpu"), rounds)
+        times = timing.interleaved(make(n, device), device, rounds)
         found += [{"axis": name, "case": what, "n": n, "variant": v, **t.milliseconds()} for v, t in times.items()]
     for variant in dict.fromkeys(row["variant"] for row in found):
         of_variant = [row for row in found if row["variant"] == variant]
@@ -118,12 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags.add_argument("--picture", type=Path, help="draw the rows into this PNG file")
     options = flags.parse_args(arguments)
     rounds = 3 if options.quick else options.rounds
-    torch.set_default_device(options.device)
-    about, rows = machine(torch.device(options.device)), []
+    device = torch.device(options.device)
+    about, rows = machine(device), []
     for name, series in (QUICK if options.quick else SERIES).items():
         if options.only in name:
-            rows += [{**row, **about} for row in rows_of(name, *series, rounds)]
-            for row in rows[-len(series[1]) * 3 :]:
+            rows += [{**row, **about} for row in rows_of(name, *series, device, rounds)]
+            for row in (row for row in rows if row["axis"] == name):
                 print(
                     f"{row['axis']:12} {row['n']:>4} {row['variant']:10} {row['median_ms']:>9} ms  ~ n^{row['slope']}"
                 )

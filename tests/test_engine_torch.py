@@ -211,6 +211,20 @@ def test_critics_too_small_to_reroute(name, monkeypatch):
     plain.assert_close(plain.step(Labelled(critic, kwargs), x, True, ours=True), wanted)
 
 
+def test_a_critic_is_as_large_as_its_multiplications():
+    """A convolution's weight counts at each position of its output, a dense layer's once."""
+
+    def pays(critic, *shape):
+        return double_backward.mode.pays(critic, torch.empty(shape))
+
+    wide = nn.Conv2d(3, 512, 3)
+    assert pays(wide, 4, 3, 32, 32)
+    assert not pays(wide, 4, 3, 4, 4)
+    assert not pays(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), 4, 3, 32, 32)
+    assert pays(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 256)), 4, 3, 32, 32)
+    assert pays(nn.Linear(2, 1), 2**13, 2)  # whose input is large itself
+
+
 def test_lazy_critics_whose_size_is_not_known_yet(monkeypatch):
     monkeypatch.setattr(double_backward.mode, "SMALL", 2**21)
 
