@@ -27,7 +27,7 @@ class Preset:
 
 _NO_PENALTY = {"penalty": "none"}
 _BATCH_NORM = {"critic_norm": "batch"}
-_MINI = {"ngf": 16, "ndf": 16, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "epochs": 40}
+_MINI = {"ngf": 16, "ndf": 16, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "epochs": 24}
 _QI = {**_NO_PENALTY, "lr": 1e-4, "z": "uniform"}
 _GOODFELLOW = {**_NO_PENALTY, **_BATCH_NORM, "fresh_z": True}
 _CLS_GAN = {
