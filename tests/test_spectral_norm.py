@@ -105,11 +105,16 @@ def check(backend, device, shape, dim, dtype, iterations, target=1.5, slack=1):
     assert relative_error(got[1], wanted[1]) < slack * SUMS[dtype]
     sigma = got[2].double()
     factor = target / sigma if sigma > EPS else torch.full_like(sigma, target)
-    assert relative_error(got[3], factor * weight.double()) < ROUNDED[dtype]
+    limit = torch.finfo(dtype).max  # without an iteration sigma may be tiny, and float16 ends at 65504
+
+    def limited(x):
+        return x.double().clamp(-limit, limit)
+
+    assert relative_error(limited(got[3]), limited(factor * weight.double())) < ROUNDED[dtype]
     w, g = weight.double(), grad.double()
     along = (g * w).sum() / sigma if sigma > EPS else torch.zeros_like(sigma)
     rank_one = unmatrix(torch.outer(wanted[0], wanted[1]), dim, shape)
-    error = (got[4] - factor * (g - along * rank_one)).norm()
+    error = (limited(got[4]) - limited(factor * (g - along * rank_one))).norm()
     terms = g.norm() + (g.norm() * w.norm() / sigma if sigma > EPS else 0)  # before they cancel
     assert error < ROUNDED[dtype] * abs(factor) * terms
 
@@ -135,9 +140,11 @@ def test_large_weights(backend, device, shape, dim, dtype):
     iterations=st.integers(0, 3),
     target=st.floats(0.1, 10),
     name=st.sampled_from(["reference", "cpu"]),
+    seed=st.integers(0, 2**31),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_shape_and_option(shape, dim, dtype, iterations, target, name):
+def test_any_shape_and_option(shape, dim, dtype, iterations, target, name, seed):
+    torch.manual_seed(seed)
     if registry.why_not(name, "spectral_norm") is None:
         check(name, "cpu", tuple(shape), dim % len(shape), dtype, iterations, target)
 
