@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib.figure  # noqa: F401
 import numpy as np
 import torch
-from runs import SMALL
+from small_runs import SMALL
 
 from gpkernels.training import Callback, TrainConfig, Trainer, checkpoint, data
 

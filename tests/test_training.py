@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from runs import same, stopped_after
+from small_runs import same, stopped_after
 from threads import one_thread  # noqa: F401
 
 from gpkernels.errors import UserError

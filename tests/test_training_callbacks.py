@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from runs import log_lines, told
+from small_runs import log_lines, told
 from threads import one_thread  # noqa: F401
 
 from gpkernels.training import Callback

@@ -6,7 +6,7 @@ import types
 
 import pytest
 from accelerate import tracking
-from runs import log_lines, stopped_after, told
+from small_runs import log_lines, stopped_after, told
 from threads import one_thread  # noqa: F401
 
 from gpkernels.errors import UserError

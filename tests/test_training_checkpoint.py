@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from runs import SMALL, same, stopped_after
+from small_runs import SMALL, same, stopped_after
 from threads import one_thread  # noqa: F401
 
 from gpkernels import cli

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import same
+from small_runs import same
 
 from gpkernels.errors import UserError
 from gpkernels.training import checkpoint, log

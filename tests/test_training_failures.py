@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from runs import SMALL
+from small_runs import SMALL
 from threads import one_thread  # noqa: F401
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import SMALL, same
+from small_runs import SMALL, same
 from threads import one_thread  # noqa: F401
 from torch import nn
 

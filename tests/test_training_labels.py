@@ -10,7 +10,7 @@ import pytest
 import torch
 import trees
 from PIL import Image
-from runs import stopped_after
+from small_runs import stopped_after
 from threads import one_thread  # noqa: F401
 
 from gpkernels import cli

@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from runs import stopped_after
+from small_runs import stopped_after
 from threads import one_thread  # noqa: F401
 from torch import nn
 
