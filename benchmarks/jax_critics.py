@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def gradients(critic: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Mapping[str, Tensor]]:
     """(parameters, x) to the gradient of the two-sided penalty in each parameter, by jax.jit(jax.grad) of jax.grad.
 
-    Tensors pass between the libraries by DLPack, without copies. Raises ImportError without jax, NotImplementedError,
+    Tensors pass between the libraries by DLPack, without copies. Raises ImportError without jax, TypeError,
     naming the layer, for a critic that is not a sequence of Conv2d, Linear, LeakyReLU and Flatten.
     """
     jax = importlib.import_module("jax")
@@ -21,7 +21,7 @@ def gradients(critic: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Mappin
     layers = list(critic.named_children()) if isinstance(critic, nn.Sequential) else [("", critic)]
     for _, layer in layers:
         if type(layer) not in _LAYERS or hasattr(layer, "parametrizations"):
-            raise NotImplementedError(f"no JAX form of {type(layer).__name__}")
+            raise TypeError(f"no JAX form of {type(layer).__name__}")
 
     def scores(parameters: dict[str, Any], x: Any) -> Any:
         for name, layer in layers:

@@ -34,9 +34,8 @@ def norms(grad, norm, axes):
     return torch.linalg.vector_norm(grad.reshape(len(grad), -1), order, dim=1)
 
 
-def penalty(grad, form, target, norm, axes, reduction):
-    n = norms(grad, norm, axes)
-    value = {
+def of_form(n, form, target):
+    return {
         "two_sided": lambda: (n - target) ** 2,
         "one_sided": lambda: torch.relu(n - target) ** 2,
         "one_sided_linear": lambda: torch.relu(n - target),
@@ -44,6 +43,10 @@ def penalty(grad, form, target, norm, axes, reduction):
         "linear": lambda: n,
         "squared": lambda: n**2,
     }[form]()
+
+
+def penalty(grad, form, target, norm, axes, reduction):
+    value = of_form(norms(grad, norm, axes), form, target)
     return {"mean": value.mean, "sum": value.sum, "none": lambda: value}[reduction]()
 
 

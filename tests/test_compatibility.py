@@ -21,17 +21,6 @@ def rooted(grad, axes, norm_eps):
     return (norm_eps + squares).sqrt()
 
 
-def of_form(n, form, k):
-    return {
-        "two_sided": lambda: (n - k) ** 2,
-        "one_sided": lambda: torch.relu(n - k) ** 2,
-        "one_sided_linear": lambda: torch.relu(n - k),
-        "maximum": lambda: torch.maximum(n, torch.full_like(n, k)),
-        "linear": lambda: n,
-        "squared": lambda: n**2,
-    }[form]()
-
-
 @pytest.mark.parametrize("axes", AXES)
 @pytest.mark.parametrize("norm_eps", [1e-8, 0.3])
 def test_norm_with_a_constant_under_the_root(backend, device, axes, norm_eps):
@@ -57,7 +46,7 @@ def test_penalties_of_such_norms_to_the_third_derivative(backend, device, form, 
     for call in (
         lambda x, reduction: grad_norm_penalty(x, form=form, target=0.7, axes=axes, reduction=reduction, norm_eps=0.01),
         lambda x, reduction: {"mean": torch.mean, "sum": torch.sum, "none": lambda v: v}[reduction](
-            of_form(rooted(x, axes, 0.01), form, 0.7)
+            oracles.of_form(rooted(x, axes, 0.01), form, 0.7)
         ),
     ):
         x = grad.clone().requires_grad_()
@@ -81,7 +70,7 @@ def test_a_constant_critic_has_a_gradient_of_zero():
 def by_hand(critic, x, form, k, norm_eps=1e-8):
     x = x.detach().requires_grad_()
     (grad,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
-    return of_form(rooted(grad, "sample", norm_eps), form, k).mean()
+    return oracles.of_form(rooted(grad, "sample", norm_eps), form, k).mean()
 
 
 def drawn(per_element, seed=5):
