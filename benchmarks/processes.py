@@ -21,13 +21,14 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, save
 from gpkernels.training import Learner, TrainConfig, from_preset
 from gpkernels.training.data import ImageSet
 from gpkernels.training.processes import join, pick_device
@@ -119,19 +120,30 @@ def step_seconds(config: TrainConfig, repeats: int = 10) -> float:
     return statistics.median(times[3:])
 
 
-def report(config: TrainConfig, step: float, traffic: Traffic, link: Link, counts: Sequence[int]) -> str:
-    lines = [
-        f"A model, not a measurement: {config.preset}, {config.batch_size} images a process.",
-        f"Measured: {step * 1e3:.1f} ms a step; {traffic.bytes / 1e6:.1f} MB in {traffic.messages} messages.",
-        f"Assumed: {link.bandwidth / 1e9:g} GB/s, {link.latency * 1e6:g} us a hop, nothing overlapped.",
-        "",
-        "| processes | images a step | ms a step | images/s | efficiency |",
-        "|---|---|---|---|---|",
-    ]
+def rows_of(
+    config: TrainConfig, step: float, traffic: Traffic, link: Link, counts: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A row for each number of processes: what was measured, what is assumed, what follows."""
+    found = []
     for count in counts:
         seconds, images = predicted(step, traffic, link, count), count * config.batch_size
-        lines.append(f"| {count} | {images} | {seconds * 1e3:.1f} | {images / seconds:.0f} | {step / seconds:.0%} |")
-    return "\n".join(lines)
+        found.append(
+            {
+                "preset": config.preset,
+                "image_size": config.image_size,
+                "images_a_process": config.batch_size,
+                "measured_step_ms": round(step * 1e3, 1),
+                "exchanged_mb": round(traffic.bytes / 1e6, 1),
+                "messages": traffic.messages,
+                "assumed_gb_per_s": link.bandwidth / 1e9,
+                "assumed_hop_us": link.latency * 1e6,
+                "processes": count,
+                "added_ms": round((seconds - step) * 1e3, 2),
+                "images_per_s": round(images / seconds),
+                "efficiency": round(step / seconds, 4),
+            }
+        )
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -143,13 +155,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bandwidth", type=float, default=25.0, help="GB/s of each process (default: 25, 200 Gb/s)")
     parser.add_argument("--latency", type=float, default=20.0, help="us a hop (default: 20)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 256])
+    parser.add_argument("--out", type=Path, help="write the rows to this CSV file")
     given = parser.parse_args(argv)
     settings = {"image_size": given.image_size, "batch_size": given.batch_size, "device": given.device}
     config = from_preset(given.preset, settings)
     link = Link(given.bandwidth * 1e9, given.latency * 1e-6)
     traffic = traffic_of(dataclasses.replace(config, batch_size=2))  # the bytes do not depend on the batch
-    print(*(f"{key}: {value}" for key, value in machine(pick_device(config.device)).items()), sep=", ")
-    print(report(config, step_seconds(config), traffic, link, given.processes))
+    about = machine(pick_device(config.device))
+    rows = [{**row, **about} for row in rows_of(config, step_seconds(config), traffic, link, given.processes)]
+    first = rows[0]
+    print("A model, not a measurement. " + ", ".join(f"{key} {first[key]}" for key in list(first)[:8]))
+    for row in rows:
+        print(
+            f"{row['processes']:>4} processes: + {row['added_ms']} ms a step, {row['images_per_s']} images/s, "
+            f"efficiency {row['efficiency']:.1%}"
+        )
+    if given.out:
+        save(given.out, rows)
 
 
 if __name__ == "__main__":

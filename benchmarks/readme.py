@@ -235,6 +235,21 @@ def trainer_table(pattern: str = "*-trainer-*.csv") -> str:
     return f"{where(rows[0])}.\n\n" + markdown(header, lines)
 
 
+def processes_table(pattern: str = "*-processes-*.csv") -> str:
+    rows = results(pattern)
+    if not rows:
+        return "Not yet measured."
+    first = rows[0]
+    lines = [[row["processes"], row["added_ms"], f"{float(row['efficiency']):.1%}"] for row in rows]
+    return (
+        f"A model, not a measurement: {first['preset']}, {first['image_size']} pixels, {first['images_a_process']} "
+        f"images a process. Counted: {first['exchanged_mb']} MB in {first['messages']} messages a step. Measured: "
+        f"{first['measured_step_ms']} ms a step of one process ({where(first)}). Assumed: {first['assumed_gb_per_s']} "
+        f"GB/s, {first['assumed_hop_us']} us a hop, nothing overlapped.\n\n"
+        + markdown(["processes", "added to a step, ms", "efficiency at this step time"], lines)
+    )
+
+
 TABLES = {
     "steps": steps_table,
     "spectral": spectral_table,
@@ -244,6 +259,7 @@ TABLES = {
     "scaling": scaling_table,
     "ops": ops_table,
     "trainer": trainer_table,
+    "processes": processes_table,
 }
 
 

@@ -175,3 +175,25 @@ def test_gate_fails_on_a_loss_of_more_than_a_tenth(module, monkeypatch, tmp_path
     ratios["b"] += [1.0]
     assert gate.main([]) == 0
     assert "of another machine" in capsys.readouterr().out
+
+
+def test_the_model_of_processes_is_its_formula(module):
+    """Of four, a ring moves 2 * 3/4 of the bytes, a tree has 2 * 2 hops a message; one exchanges nothing."""
+    processes = module("processes")
+    traffic, link = processes.Traffic(bytes=1000, messages=3), processes.Link(bandwidth=1e4, latency=0.01)
+    assert processes.predicted(1.0, traffic, link, 1) == 1.0
+    assert processes.predicted(1.0, traffic, link, 4) == pytest.approx(1 + 0.15 + 0.12)
+    config = module("critics").TrainConfig(batch_size=8)
+    (row,) = processes.rows_of(config, 1.0, traffic, link, [4])
+    assert (row["added_ms"], row["images_per_s"]) == (270.0, round(32 / 1.27))
+    assert row["efficiency"] == pytest.approx(1 / 1.27, rel=1e-3)
+
+
+def test_bytes_of_a_step_are_those_of_the_gradients(module):
+    """Each net's parameters once a step, and little else: the statistics of the generator's norms."""
+    processes = module("processes")
+    config = module("critics").TrainConfig(ngf=4, ndf=4, nz=8, batch_size=4, image_size=32)
+    learner = module("trainer").Learner(config, processes.noise(config))
+    parameters = sum(p.numel() * 4 for net in (learner.generator, learner.critic) for p in net.parameters())
+    traffic = processes.traffic_of(config)
+    assert parameters <= traffic.bytes < 1.05 * parameters
