@@ -212,14 +212,3 @@ def test_counted_traffic_is_the_gradients_and_the_statistics(two):
     wanted = 4 * (generator + 2 * critic + 6 * statistics + 2 * 2 * statistics)
     assert len(norms) == 3
     assert torch.load(two / "traffic-0.pt") == (wanted, 3 + 8 * len(norms))
-
-
-def test_scaling_model():
-    """By hand: 1 GB over 10 GB/s by 4 processes takes 1.5 / 10 s, and 3 messages 4 hops each."""
-    traffic, link = model.Traffic(10**9, 3), model.Link(1e10, 1e-3)
-    assert model.predicted(0.5, traffic, link, 1) == 0.5
-    assert model.predicted(0.5, traffic, link, 4) == pytest.approx(0.5 + 0.15 + 0.012)
-    config = TrainConfig(batch_size=10)
-    table = model.report(config, 0.5, traffic, link, [1, 4]).splitlines()
-    assert table[0].startswith("A model, not a measurement")
-    assert table[-2:] == ["| 1 | 10 | 500.0 | 20 | 100% |", "| 4 | 40 | 662.0 | 60 | 76% |"]
