@@ -28,6 +28,7 @@ PARTS = {
     "scaling": scaling,
     "trainer": trainer,
 }
+PICTURES = ("ops", "ablation", "matrix", "scaling")
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
         if options.out:
             stem = options.out / f"{today()}-{name}-{label(torch.device(options.device))}"
             arguments += ["--out", f"{stem}.csv"]
-            if "--picture" in inspect.getsource(PARTS[name]):
+            if name in PICTURES:
                 arguments += ["--picture", f"{stem}.png"]
         PARTS[name].main(arguments)
         print(f"== {name} took {time.perf_counter() - started:.0f} s", flush=True)

@@ -9,7 +9,6 @@ rounds; `launches` are a GPU's, with the Triton backend.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,9 +95,7 @@ def run_overhead(device: torch.device, rounds: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    flags = parser("ops", __doc__, 25)
-    flags.add_argument("--picture", type=Path, help="draw bandwidths, beside that of a copy, into this PNG file")
-    options = flags.parse_args(arguments)
+    options = parser("ops", __doc__, 25, picture=True).parse_args(arguments)
     device = torch.device(options.device)
     about = machine(device)
     rounds, shapes = (5, cases.SHAPES[:1]) if options.quick else (options.rounds, cases.SHAPES)
