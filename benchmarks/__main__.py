@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ablation, convolution, matrix, ops, peers, scaling, spectral, steps, trainer
+from benchmarks import ablation, convolution, graphs, matrix, ops, peers, scaling, spectral, steps, trainer
 from benchmarks.machine import label, today
 
 PARTS = {
@@ -22,6 +22,7 @@ PARTS = {
     "steps": steps,
     "spectral": spectral,
     "convolution": convolution,
+    "graphs": graphs,
     "peers": peers,
     "ablation": ablation,
     "matrix": matrix,
@@ -50,6 +51,8 @@ def main() -> None:
         parser.error(f"PART: wanted some of {', '.join(PARTS)}, got {', '.join(unknown)}")
     for name in options.parts or PARTS:
         if name == "convolution" and options.device != "cpu":
+            continue
+        if name == "graphs" and options.device == "cpu" and not options.parts:
             continue
         print(f"== {name}", flush=True)
         started = time.perf_counter()

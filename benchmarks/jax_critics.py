@@ -86,7 +86,8 @@ def _conv2d(jax: Any, layer: Any, weight: Any, bias: Any, x: Any) -> Any:
 
 
 def _linear(jax: Any, layer: Any, weight: Any, bias: Any, x: Any) -> Any:
-    return x @ weight.T + (0 if bias is None else bias)
+    product = jax.numpy.matmul(x, weight.T, precision="float32")  # as torch: TF32 for convolutions alone
+    return product if bias is None else product + bias
 
 
 def _leaky_relu(jax: Any, layer: Any, weight: Any, bias: Any, x: Any) -> Any:

@@ -5,7 +5,7 @@ compiled" hands that to torch.compile; "make_fx, no zeros" traces it into a grap
 known to be zero; "jax" is jax.jit of nested jax.grad of the same critic, where jax is installed (sequences of
 convolutions, dense layers and LeakyReLU). All give the parameter gradients, which are compared before a time counts;
 their BatchNorm keeps no running statistics, which transforms cannot write. What a peer cannot do is said, with its
-error. On a GPU all but JAX and torch.compile also run as CUDA graphs.
+error. On a GPU the traced graph also runs as a CUDA graph (for ours see `benchmarks.graphs`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-import gpkernels as gp
 from benchmarks import jax_critics, zeros
+from benchmarks.graphs import graphed
 from benchmarks.machine import parser
 from benchmarks.problems import Problem, Step
-from benchmarks.steps import OPAQUE, Setting, command
+from benchmarks.steps import Setting, command
 
 SETTINGS = [
     *(Setting("penalty step", f"DCGAN {norm}", width) for width in (64, 16) for norm in ("none", "batch", "layer")),
@@ -107,31 +107,9 @@ def variants(problem: Problem, name: str) -> dict[str, Step]:
 
     for peer, make in makers.items():
         attempt(peer, lambda make=make: _step(problem, make()))  # type: ignore[misc]
-    if problem.real.is_cuda:
-        eager = {peer: step for peer, step in found.items() if not peer.endswith(OPAQUE)}
-        for peer, step in {**problem.variants, **eager}.items():
-            attempt(f"{peer}, graphed", lambda step=step: _graphed(problem.critic, step))  # type: ignore[misc]
+    if problem.real.is_cuda and "make_fx, no zeros" in found:
+        attempt("make_fx, no zeros, graphed", lambda: graphed(problem.critic, found["make_fx, no zeros"]))
     return found
-
-
-def _graphed(critic: nn.Module, step: Step) -> Step:
-    """The step as a CUDA graph that leaves the gradients it writes in the parameters."""
-
-    def whole() -> dict[str, Tensor]:
-        critic.zero_grad(set_to_none=True)
-        step()
-        return {name: p.grad for name, p in critic.named_parameters() if p.grad is not None}
-
-    replay = gp.graphed(whole, warmup=3)
-    for _ in range(4):  # the last captures
-        replay()
-
-    def run() -> None:
-        grads = replay()
-        for name, parameter in critic.named_parameters():
-            parameter.grad = grads.get(name)
-
-    return run
 
 
 def _step(problem: Problem, gradients: Gradients) -> Step:
