@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU: build in place, tests on CUDA and Triton, benchmarks, profile, compute-sanitizer.
 # usage: benchmarks/gpu.sh OUT [part ...]     parts, most wanted first (default: all, so ordered):
-#   build tests steps ops spectral graphs peers profile zoo sanitizer
+#   build tests steps ops spectral graphs peers profile zoo sanitizer predictions
 # One call ends within LIMIT seconds (default 530). A part that does not fit is stopped, and so is one that takes more
-# than 2/5 of them; benchmarks keep the cases they have done. Called again with the same OUT it does the parts that are
+# than 2/5 of them; tests then name their failures, benchmarks keep the cases they have done. Called again with the same OUT it does the parts that are
 # not done yet; OUT/PART.log and small result files stay there, and OUT.tar.gz holds them all.
 # Uses the python on PATH (PYTHON names another) and its torch; needs no network. DRY_RUN=1 rehearses every part on a
 # machine without a GPU. A failed part does not stop the others.
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 out=${1:?usage: benchmarks/gpu.sh OUT [part ...]}
 shift
 parts=("$@")
-all=(build tests steps ops spectral graphs peers profile zoo sanitizer)
+all=(build tests steps ops spectral graphs peers profile zoo sanitizer predictions)
 [ $# -gt 0 ] || parts=("${all[@]}")
 export python=${PYTHON:-python3} dry=${DRY_RUN:-0}
 limit=${LIMIT:-530}
@@ -51,10 +51,7 @@ bench() {
   "$python" -m benchmarks "$@" "${how[@]}" --out "$out"
 }
 
-part_steps() {
-  bench steps && "$python" -m benchmarks.predictions $([ "$dry" = 1 ] && echo --quick) >"$out/predictions.md"
-}
-
+part_steps() { bench steps; }
 part_ops() { bench ops; }
 part_spectral() { bench spectral; }
 part_graphs() { bench graphs; }
@@ -78,6 +75,10 @@ part_sanitizer() {
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 "${command[@]}" || return 1
   done
 }
+
+part_predictions() {
+  "$python" -m benchmarks.predictions $([ "$dry" = 1 ] && echo --quick) >"$out/predictions.md"
+}
 export -f bench "${all[@]/#/part_}"
 
 for part in "${parts[@]}"; do
@@ -99,7 +100,8 @@ for part in "${parts[@]}"; do
   echo "== $part"
   start=$SECONDS
   verdict=ok
-  if timeout --kill-after=10 $((left < most ? left : most)) bash -c "part_$part" >"$out/$part.log" 2>&1; then
+  if timeout --signal=INT --kill-after=15 $((left < most ? left : most)) \
+    env --default-signal=INT bash -c "part_$part" >"$out/$part.log" 2>&1; then
     touch "$out/$part.done"
   else
     [[ $? = 124 || $? = 137 ]] && verdict="STOPPED by the limit" || verdict=FAILED

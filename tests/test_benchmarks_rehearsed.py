@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("build", "tests", "steps", "ops", "spectral", "graphs", "peers", "profile", "zoo", "sanitizer")
+PARTS = ["build", "tests", "steps", "ops", "spectral", "graphs", "peers", "profile", "zoo", "sanitizer", "predictions"]
 
 
 def script(out, *parts, **environment):
@@ -26,6 +26,20 @@ def script(out, *parts, **environment):
     }
     command = ["bash", ROOT / "benchmarks/gpu.sh", out, *parts]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_part_does_not_take_all_the_time(tmp_path):
+    """Two fifths of it; it is interrupted, so that it can say how far it came, and the next part runs."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\ntrap 'echo interrupted; exit 1' INT\nfor i in {1..300}; do sleep 0.1; done\n")
+    python.chmod(0o755)
+    result = script(tmp_path, "profile", "sanitizer", PYTHON=str(python), LIMIT="5")
+    assert result.returncode == 1
+    assert re.findall(r"^(\w+) (.*) in", (tmp_path / "summary.txt").read_text(), re.M) == [
+        ("profile", "STOPPED by the limit"),
+        ("sanitizer", "ok"),
+    ]
+    assert (tmp_path / "profile.log").read_text() == "interrupted\n"
 
 
 @pytest.fixture(scope="module")
