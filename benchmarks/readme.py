@@ -63,8 +63,8 @@ def spectral_table(pattern: str = "*-spectral-*.csv") -> str:
     first = rows[0]
     lines = [
         f"{first['machine']}, torch {first['torch']}, {first['date']}, float32. Forward and backward of all layers, "
-        "medians in ms, with freed memory kept in the process, and returned to the system as glibc does by itself; legacy is "
-        "torch.nn.utils.spectral_norm, torch its parametrization.",
+        "medians in ms, with freed memory kept in the process, and returned to the system as glibc does by itself. "
+        'Legacy is `torch.nn.utils.spectral_norm`, "torch" its parametrization.',
         "",
         "| critic | layers | MiB | kept: torch | legacy | gpkernels | over torch, legacy "
         "| returned: torch | legacy | gpkernels | over torch, legacy | ops: torch, legacy, ours |",
