@@ -204,8 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{row['median_ms']:>9} ms {row['speedup']:>6} x torch {row['ops']:>4} ops",
                 flush=True,
             )
-    if options.out and rows:
-        save(options.out, rows)
+        if options.out and rows:
+            save(options.out, rows)
 
 
 if __name__ == "__main__":
