@@ -3,8 +3,9 @@
 # usage: benchmarks/gpu.sh OUT [part ...]     parts, most wanted first (default: all, so ordered):
 #   build tests steps ops spectral graphs peers profile zoo sanitizer predictions
 # One call ends within LIMIT seconds (default 530). A part that does not fit is stopped, and so is one that takes more
-# than 2/5 of them beside others; tests then name their failures, benchmarks keep the cases they have done. Called again with the same OUT it does the parts that are
-# not done yet; OUT/PART.log and small result files stay there, and OUT.tar.gz holds them all.
+# than 2/5 of them beside others; tests then name their failures, benchmarks keep the cases they have done. Called again
+# with the same OUT it does the parts that are not done yet; OUT/PART.log and small result files stay there, and
+# OUT.tar.gz holds them all.
 # Uses the python on PATH (PYTHON names another) and its torch; needs no network. DRY_RUN=1 rehearses every part on a
 # machine without a GPU. A failed part does not stop the others.
 set -uo pipefail
