@@ -146,16 +146,25 @@ def _products(critic: torch.nn.Module, x: Tensor) -> int | None:
     at the positions that the strides before it have left; None for weights that wait for a first call."""
     positions, products = math.prod(x.shape[2:]), 0
     for module in critic.modules():
-        if isinstance(module, _STRIDED):
-            stride = module.stride if isinstance(module.stride, tuple) else (module.stride,) * (x.dim() - 2)
-            by = math.prod(stride)
-            positions = positions * by if getattr(module, "transposed", False) else max(1, positions // by)
+        stride, transposed = _stride(module, x.dim() - 2), getattr(module, "transposed", False)
+        if not transposed:
+            positions = max(1, positions // stride)
         for parameter in module._parameters.values():
             if isinstance(parameter, UninitializedParameter):
                 return None
             if parameter is not None:
                 products += parameter.numel() * (positions if parameter.dim() > 2 else 1)
+        if transposed:
+            positions *= stride
     return products
+
+
+def _stride(module: torch.nn.Module, dims: int) -> int:
+    """The product of the strides of a convolution or a pool; 1 of other modules."""
+    if not isinstance(module, _STRIDED):
+        return 1
+    stride: Any = module.stride
+    return math.prod(stride) if isinstance(stride, tuple) else int(stride) ** dims
 
 
 class rerouted:
