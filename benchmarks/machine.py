@@ -44,20 +44,39 @@ def label(device: torch.device) -> str:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     return {
-        "machine": name,
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
         "torch": torch.__version__,
         "gpkernels": gp.__version__,
-        "commit": commit,
+        "commit": _commit(),
         "date": today(),
     }
+
+
+def _cpu() -> str:
+    """Its name, which clouds shorten, and so its family and model where the system tells them; the widest instructions
+    that torch uses."""
+    path = Path("/proc/cpuinfo")
+    found: dict[str, str] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    name = found.get("model name", platform.processor())
+    if "cpu family" in found:
+        name += f" family {found['cpu family']} model {found['model']}"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+CODE = ("gpkernels", "csrc", "benchmarks/*.py", "setup.py")
+
+
+def _commit() -> str:
+    """That of the code, "-dirty" where it differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", *CODE) else "")
 
 
 def save(path: Path, rows: list[dict[str, Any]]) -> None:

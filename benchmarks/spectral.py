@@ -3,7 +3,7 @@
 Variants take turns and start from the same vectors. "torch" reads every weight of a critic under
 `torch.nn.utils.parametrizations.spectral_norm`, in training mode; "legacy" runs the forward pre-hooks of the older
 `torch.nn.utils.spectral_norm`, which do the same before each forward; "gpkernels" updates and reads them under
-`spectral_norm_all`; "ops" are the grouped Functions behind it, without modules. All then send the same gradients back.
+`spectral_norm_all`; "ops" are the grouped Functions behind it, without modules. All then get the same gradients.
 Before a time counts, normalised weights, gradients and vectors are compared; the weights have a dominant singular
 value, with which vectors converge, for torch and we start our iterations at different ends. `ops` are the calls that
 reach a device. On a CPU every case is timed twice: with the memory that a variant frees "kept" in the process, and
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,35 +69,64 @@ def spiked(layer: nn.Module) -> nn.Module:
     return layer
 
 
-Result = tuple[list[Tensor], list[Tensor]]
-"""Normalised weights and the gradients of the plain ones."""
+class Head(torch.autograd.Function):
+    """Takes all weights and sends each its gradient, as the layers of a net would: `torch.autograd.backward` with so
+    many results checks each in Python, which no training step does."""
+
+    @staticmethod
+    def forward(ctx: Any, grads: list[Tensor], *weights: Tensor) -> Tensor:
+        ctx.grads = grads
+        return weights[0].new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.grads
 
 
-class Modules:
+class Variant(ABC):
+    def __init__(self, originals: list[Tensor], grads: list[Tensor]) -> None:
+        self.originals, self.grads = originals, grads
+        self.one = grads[0].new_ones(())
+
+    def __call__(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The normalised weights and the gradients of the plain ones."""
+        for weight in self.originals:
+            weight.grad = None
+        normalised = self.normalised()
+        Head.apply(self.grads, *normalised).backward(self.one)
+        return normalised, [weight.grad for weight in self.originals]  # type: ignore[misc]
+
+    @abstractmethod
+    def normalised(self) -> list[Tensor]: ...
+
+    @abstractmethod
+    def state(self) -> list[Tensor]:
+        """u and v of each layer."""
+
+
+class Modules(Variant):
     """Layers that are parametrized, by torch or, where there is a handle, by gpkernels."""
 
     def __init__(self, layers: list[nn.Module], grads: list[Tensor], handle: Handle | None = None) -> None:
-        self.layers, self.grads, self.handle = layers, grads, handle
+        super().__init__([layer.parametrizations.weight.original for layer in layers], grads)
+        self.layers, self.handle = layers, handle
 
     def state(self) -> list[Tensor]:
         found = [layer.parametrizations.weight[0] for layer in self.layers]
         return [x for each in found for x in (each._u, each._v)]
 
-    def __call__(self) -> Result:
-        for layer in self.layers:
-            layer.parametrizations.weight.original.grad = None
+    def normalised(self) -> list[Tensor]:
         if self.handle is not None:
             self.handle.update()
-        normalised = [layer.weight for layer in self.layers]
-        torch.autograd.backward(normalised, self.grads)
-        return normalised, [layer.parametrizations.weight.original.grad for layer in self.layers]
+        return [layer.weight for layer in self.layers]
 
 
-class Legacy:
+class Legacy(Variant):
     """Layers under torch's older spectral norm, with weights and vectors of parametrized `layers`."""
 
     def __init__(self, plain: nn.ModuleList, layers: list[nn.Module], grads: list[Tensor]) -> None:
-        self.layers, self.grads = [legacy_spectral_norm(layer) for layer in plain], grads
+        self.layers = [legacy_spectral_norm(layer) for layer in plain]
+        super().__init__([layer.weight_orig for layer in self.layers], grads)
         for layer, other in zip(self.layers, layers, strict=True):
             norm = other.parametrizations.weight[0]
             for vector, of_other in ((layer.weight_u, norm._u), (layer.weight_v, norm._v)):
@@ -105,34 +135,26 @@ class Legacy:
     def state(self) -> list[Tensor]:
         return [x for layer in self.layers for x in (layer.weight_u, layer.weight_v)]
 
-    def __call__(self) -> Result:
+    def normalised(self) -> list[Tensor]:
         for layer in self.layers:
-            layer.weight_orig.grad = None
             for hook in layer._forward_pre_hooks.values():
                 hook(layer, ())
-        normalised = [layer.weight for layer in self.layers]
-        torch.autograd.backward(normalised, self.grads)
-        return normalised, [layer.weight_orig.grad for layer in self.layers]
+        return [layer.weight for layer in self.layers]
 
 
-class Ops:
+class Ops(Variant):
     def __init__(self, layers: list[nn.Module], grads: list[Tensor]) -> None:
         tensors = [layer.parametrizations.weight for layer in layers]
-        self.grads = grads
-        self.weights = [each.original for each in tensors]
+        super().__init__([each.original for each in tensors], grads)
         self.u, self.v = [each[0]._u for each in tensors], [each[0]._v for each in tensors]
         self.dims, self.targets = [0] * len(layers), [1.0] * len(layers)
 
     def state(self) -> list[Tensor]:
         return [x for pair in zip(self.u, self.v, strict=True) for x in pair]
 
-    def __call__(self) -> Result:
-        for weight in self.weights:
-            weight.grad = None
-        sigma = spectral_iterate(self.weights, self.u, self.v, self.dims, 1, EPS)
-        normalised = spectral_scale(self.weights, self.u, self.v, sigma, self.dims, self.targets, EPS)
-        torch.autograd.backward(normalised, self.grads)
-        return normalised, [weight.grad for weight in self.weights]
+    def normalised(self) -> list[Tensor]:
+        sigma = spectral_iterate(self.originals, self.u, self.v, self.dims, 1, EPS)
+        return spectral_scale(self.originals, self.u, self.v, sigma, self.dims, self.targets, EPS)
 
 
 def differs(variants: dict[str, Any]) -> str:
@@ -167,7 +189,7 @@ def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device
     if problem:
         print(f"{name}: {problem}, not timed")
         return []
-    weights = variants["ops"].weights
+    weights = variants["ops"].originals
     measured = {"kept": timing.interleaved(variants, device, rounds)}
     if device.type == "cpu":
         measured["returned"] = timing.interleaved(variants, device, rounds, keep_memory=False)

@@ -1,10 +1,10 @@
 """The timing protocol: variants in turn, round by round, medians and quantiles over the rounds.
 
 A sample is the time of as many calls as fill `TARGET` seconds, divided by their number, so the clock's resolution does
-not matter; variants take turns within each round, so that drift of the machine falls on all of them alike. On the CPU
-the process keeps the memory that it frees, unless told otherwise: else a sample's time depends on what the variant
-before it has given back to the system. On a GPU a sample lies between two events on the stream, after a warm-up, and
-the host runs ahead of the device.
+not matter. Variants take turns within each round, and each round begins with the next of them, so that drift of the
+machine and what a variant leaves in the caches fall on all alike. On the CPU the process keeps the memory that it
+frees, unless told otherwise: else a sample's time depends on what the variant before it has given back to the system.
+On a GPU a sample lies between two events on the stream, after a warm-up, and the host runs ahead of the device.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def interleaved(
         once = max(sample(run, 1), 1e-7)
         calls[name] = max(1, min(MAX_CALLS, round(TARGET / once)))
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            seconds[name].append(sample(run, calls[name]))
+    names = list(variants)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            seconds[name].append(sample(variants[name], calls[name]))
     return {name: _summary(values) for name, values in seconds.items()}
 
 

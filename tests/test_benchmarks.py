@@ -121,3 +121,31 @@ def test_convolution_compares_before_it_times(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["variant"] for row in rows] == ["forward", "torch", "gpkernels"] * 2
     assert {row["taken"] for row in rows} == {"True"}
+
+
+def test_every_variant_begins_a_round():
+    timing, began = importlib.import_module("benchmarks.timing"), []
+    variants = {name: (lambda name=name: began.append(name)) for name in "abc"}
+    timing.interleaved(variants, torch.device("cpu"), 4)
+    turns = [name for i, name in enumerate(began) if i == 0 or began[i - 1] != name]
+    assert "".join(turns).endswith("abcbcacababc")
+
+
+def test_results_name_the_code_they_are_of(tmp_path, monkeypatch):
+    """Its commit, and whether it differed: result files and pages may."""
+    machine = importlib.import_module("benchmarks.machine")
+    for name in ("gpkernels/a.py", "benchmarks/b.py", "benchmarks/results/c.csv", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "c"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    for changed, commit in (
+        ("README.md", head),
+        ("benchmarks/results/c.csv", head),
+        ("benchmarks/b.py", f"{head}-dirty"),
+    ):
+        Path(changed).write_text("2")
+        assert machine.machine(torch.device("cpu"))["commit"] == commit
