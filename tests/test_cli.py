@@ -13,6 +13,7 @@ import trees
 
 from gpkernels import cli
 from gpkernels.training import checkpoint
+from gpkernels.training.command import _StopOnSignal
 
 SMALL = ["--ngf", "4", "--ndf", "4", "--nz", "8", "--batch-size", "4", "--log-every", "1"]
 SMALL += ["--tracker", "none", "--no-report"]
@@ -230,3 +231,18 @@ def test_runs_as_a_module_for_launchers(tmp_path):
     command = [sys.executable, "-m", "gpkernels.training", "--steps", "1", "--out", str(tmp_path / "run"), *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
     assert done.returncode == 0, done.stderr
+
+
+def test_a_second_signal_is_immediate_but_within_a_second(monkeypatch):
+    """A launcher passes on what the terminal has sent already."""
+    now, stops = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with _StopOnSignal(lambda: stops.append(now[0])):
+        os.kill(os.getpid(), signal.SIGTERM)
+        now[0] += 0.9
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stops == [100.0]
+        now[0] += 0.2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert stops == [100.0]

@@ -338,8 +338,30 @@ def test_parquet_whose_rows_or_columns_do_not_lie_in_the_file(tmp_path):
     content = file.read_bytes()
     assert 8192 > length >= 64
     file.write_bytes(content.replace(varint(2 * length), varint(2 * 8000)))
-    with pytest.raises(UserError, match="damaged row group .wanted a column within the file, got bytes 4 to 8004"):
+    with pytest.raises(UserError, match=r"damaged row group .wanted a column within the file, got bytes 4 to 8004"):
         data.load(config(file, "celeba", split="all"))
+
+
+def test_an_attribute_that_is_null_is_not_had(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = pa.table({"image": [png(10), png(20), png(30)], "Young": [None, True, False]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    images = data.load(config(tmp_path / "a.parquet", "celeba", crop="none", split="all", label_attribute="Young"))
+    assert images.labels.tolist() == [0, 1, 0]
+
+
+def test_flags_that_claim_too_much_are_refused(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = pa.table({"image": [png(grey) for grey in range(100)], "Young": [True] * 100})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    monkeypatch.setattr(sources, "_FREE", 1)
+    monkeypatch.setattr(sources, "MAX_RATIO", 0.5)
+    with pytest.raises(UserError, match=r"wanted columns of bool in .*a.parquet, got a damaged one \(refused, "):
+        data.load(config(tmp_path / "a.parquet", "celeba", split="all", label_attribute="Young"))
 
 
 def varint(value):

@@ -230,8 +230,8 @@ class Half:
 
 
 def test_without_synchronisation_each_process_has_statistics_of_its_own(two):
-    """The mean of the gradients of both halves, each through BatchNorms of its own, goes to the weights of both; running
-    statistics stay each process's own, so that a checkpoint has the first one's."""
+    """The mean of the gradients of both halves, each through BatchNorms of its own, goes to the weights of both;
+    running statistics stay each process's own, so that a checkpoint has the first one's."""
     twin = trained(0, **OWN)
     halves = [Half(twin), Half(twin)]
     optimizers = [

@@ -1,7 +1,7 @@
 """What the pages of a parquet column claim to hold, read before they are: pyarrow allocates what a page's header says,
 up to 2 GiB, and shows neither headers nor a way to bound it.
 
-A page is a header, a PageHeader of Thrift's compact protocol (parquet-format, parquet.thrift), and its compressed bytes.
+A page is a header, a PageHeader in Thrift's compact protocol (parquet-format, parquet.thrift), and compressed bytes.
 """
 
 from __future__ import annotations
