@@ -1,5 +1,6 @@
 """The command line in real processes: training, interruption, resuming, sampling; one-line errors, exit code 2."""
 
+import argparse
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import trees
 
 from gpkernels import cli
 from gpkernels.training import checkpoint
-from gpkernels.training.command import _StopOnSignal
+from gpkernels.training.command import _device, _StopOnSignal
 
 SMALL = ["--ngf", "4", "--ndf", "4", "--nz", "8", "--batch-size", "4", "--log-every", "1"]
 SMALL += ["--tracker", "none", "--no-report"]
@@ -246,3 +247,20 @@ def test_a_second_signal_is_immediate_but_within_a_second(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert stops == [100.0]
+
+
+def test_the_device_is_a_flag_s_or_a_file_s_or_that_of_the_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"device": "cuda:1"}')
+    (tmp_path / "mine.toml").write_text('device = "cuda:2"')
+    (tmp_path / "other.toml").write_text("steps = 3")
+    (tmp_path / "damaged.json").write_text("{")
+
+    def device(config=None, **flags):
+        file = config and tmp_path / config
+        return _device(argparse.Namespace(config=file, **{"resume": False, "out": None, **flags}))
+
+    resumed = {"resume": True, "out": tmp_path}
+    assert device() == device("other.toml") == device("damaged.json") == device("missing.json") == "auto"
+    assert device("mine.toml") == device("mine.toml", **resumed) == "cuda:2"
+    assert device(**resumed) == device("other.toml", **resumed) == "cuda:1"
+    assert device("mine.toml", **resumed, device="cpu") == "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import signal
 import time
@@ -135,13 +136,12 @@ def _device(options: argparse.Namespace) -> str:
 
     if hasattr(options, "device"):
         return options.device
-    file = options.config
-    if options.resume and options.out is not None:
-        file = options.out / "config.json"
-    try:
-        return "auto" if file is None else config_file.read(file).get("device", "auto")
-    except (UserError, OSError):
-        return "auto"
+    found = "auto"
+    for file in (options.out / "config.json" if options.resume and options.out else None, options.config):
+        if file is not None:
+            with contextlib.suppress(UserError, OSError):
+                found = config_file.read(file).get("device", found)
+    return found
 
 
 def _begin(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any] | None, Path]:
