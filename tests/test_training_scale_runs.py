@@ -133,7 +133,7 @@ def runs(tmp_path_factory):
     for process in workers:
         process.start()
     for process in workers:
-        process.join(120)
+        process.join(300)
         process.kill()
     said = [
         [

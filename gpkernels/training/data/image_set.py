@@ -136,8 +136,8 @@ class ImageSet:
     def fingerprint(self) -> str:
         """Differs for another number, size or order of images, and for other labels. Looks at 64 images at most."""
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        digest.update(np.ascontiguousarray(self.images[:: -(-len(self.images) // 64)]))
-        digest.update(b"" if self.labels is None else np.ascontiguousarray(self.labels))
+        digest.update(self.images[:: -(-len(self.images) // 64)].tobytes())
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
         return digest.hexdigest()
 
     def batch(self, config: TrainConfig, step: int, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
