@@ -89,6 +89,8 @@ def _process(rank, count, port, function, args):
         function(processes, *args)
 
 
-def environment(rank, count, port):
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+def environment(rank, count, port, machines=1):
+    """What a launcher tells a process, the processes on so many machines."""
+    local = count // machines
+    names = {"RANK": rank, "LOCAL_RANK": rank % local, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": local}
+    return {name: str(value) for name, value in {**names, "MASTER_PORT": port}.items()} | {"MASTER_ADDR": "127.0.0.1"}

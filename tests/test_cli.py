@@ -1,5 +1,6 @@
 """The command line in real processes: training, interruption, resuming, sampling; one-line errors, exit code 2."""
 
+import argparse
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import trees
 
 from gpkernels import cli
 from gpkernels.training import checkpoint
+from gpkernels.training.command import _device, _StopOnSignal
 
 SMALL = ["--ngf", "4", "--ndf", "4", "--nz", "8", "--batch-size", "4", "--log-every", "1"]
 SMALL += ["--tracker", "none", "--no-report"]
@@ -230,3 +232,35 @@ def test_runs_as_a_module_for_launchers(tmp_path):
     command = [sys.executable, "-m", "gpkernels.training", "--steps", "1", "--out", str(tmp_path / "run"), *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
     assert done.returncode == 0, done.stderr
+
+
+def test_a_second_signal_is_immediate_but_within_a_second(monkeypatch):
+    """A launcher passes on what the terminal has sent already."""
+    now, stops = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with _StopOnSignal(lambda: stops.append(now[0])):
+        os.kill(os.getpid(), signal.SIGTERM)
+        now[0] += 0.9
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stops == [100.0]
+        now[0] += 0.2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert stops == [100.0]
+
+
+def test_the_device_is_a_flag_s_or_a_file_s_or_that_of_the_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"device": "cuda:1"}')
+    (tmp_path / "mine.toml").write_text('device = "cuda:2"')
+    (tmp_path / "other.toml").write_text("steps = 3")
+    (tmp_path / "damaged.json").write_text("{")
+
+    def device(config=None, **flags):
+        file = config and tmp_path / config
+        return _device(argparse.Namespace(config=file, **{"resume": False, "out": None, **flags}))
+
+    resumed = {"resume": True, "out": tmp_path}
+    assert device() == device("other.toml") == device("damaged.json") == device("missing.json") == "auto"
+    assert device("mine.toml") == device("mine.toml", **resumed) == "cuda:2"
+    assert device(**resumed) == device("other.toml", **resumed) == "cuda:1"
+    assert device("mine.toml", **resumed, device="cpu") == "cpu"

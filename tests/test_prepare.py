@@ -139,6 +139,58 @@ def test_other_settings_are_another_file(tmp_path, settings):
     assert isinstance(data.load(dataclasses.replace(usual, batch_size=7, flip=False)).images, np.memmap)
 
 
+def test_a_journal_tells_of_pixels_that_are_on_the_disk(tmp_path, monkeypatch):
+    folder = many(tmp_path, 100)
+    (folder / "00050.png").unlink()
+    (folder / "00050.png").write_bytes(b"no")
+    synced = []
+    plain = os.fsync
+
+    def sync(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().suffix)
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    prepare(config(folder))
+    assert synced[:3] == [".part", ".journal", ".part"]  # the last one after its gap was closed
+    assert synced[3] == ".tmp"  # the sidecar
+
+
+def test_a_journal_of_other_chunks_is_not_gone_on_from(tmp_path, cache):
+    settings = config(trees.folder(tmp_path / "images", 5))
+    wanted = data.load(settings)
+    kind, _, path = settings.data.partition(":")
+    file = prepared._path(settings, data.LISTINGS[kind](settings, Path(path)), 32)
+    cache.mkdir()
+    file.with_suffix(".part").write_bytes(bytes(1000))
+    head = {"format": prepared.FORMAT, "images": 5, "size": 32, "chunks": 2}
+    file.with_suffix(".journal").write_text(f"{json.dumps(head)}\n[0, []]\n")
+    assert prepare(settings)[1] == 5
+    same(data.load(settings), wanted)
+
+
+def test_without_its_source_the_newest_of_several_files_is_used(tmp_path):
+    settings = config(trees.folder(tmp_path / "images", 5))
+    first, _ = prepare(settings)
+    trees.picture(tmp_path / "images/class0/999.png")
+    second, _ = prepare(settings)
+    (tmp_path / "images").rename(tmp_path / "gone")
+    for newer, older, count in ((first, second, 5), (second, first, 6)):
+        os.utime(newer.path.with_suffix(".json"), (2e9, 2e9))
+        os.utime(older.path.with_suffix(".json"), (1e9, 1e9))
+        assert len(data.load(settings).images) == count
+
+
+def test_a_sidecar_with_fewer_labels_than_images_is_damaged(tmp_path):
+    settings = config(trees.folder(tmp_path / "images", 6))
+    sidecar, _ = prepare(settings)
+    file = sidecar.path.with_suffix(".json")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "labels": content["labels"][:5]}))
+    with pytest.raises(UserError, match=r"is damaged .*5 labels of 6 images"):
+        data.load(settings)
+
+
 def test_a_moved_source_keeps_its_file_and_a_lost_one_too(tmp_path):
     """The fingerprint is of names, sizes and times below the path; without the path its name has to do."""
     settings = config(trees.celeba(tmp_path / "here"), "celeba", label_attribute="Young")

@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-from small_runs import log_lines, told
+from small_runs import StopAfter, log_lines, told
 from threads import one_thread  # noqa: F401
 
-from gpkernels.training import Callback
+from gpkernels.training import Callback, Report
 from gpkernels.training.progress import Progress
 
 
@@ -34,14 +34,15 @@ def test_gradients_of_weights_are_those_of_the_losses(eight_faces, tmp_path):
 @pytest.mark.parametrize("critic_norm", ["none", "batch"])
 def test_gradient_norms_of_the_critic_are_those_of_each_image(eight_faces, tmp_path, critic_norm):
     """By float64 autograd, one image after another: in eval mode they do not meet. Nothing moves."""
-    run = told(eight_faces, tmp_path, critic_norm=critic_norm)
+    run = told(eight_faces, tmp_path, critic_norm=critic_norm, critic_steps=3)
+    run.train_step()
     run.train_step()
     before = {name: value.clone() for name, value in run.critic.state_dict().items()}
     found = run.grad_norms()
     assert all(torch.equal(value, before[name]) for name, value in run.critic.state_dict().items())
     assert run.critic.training
     double = run.critic.double().eval()
-    images = eight_faces.batch(run.config, 0, run._draws(0)).double()
+    images = eight_faces.batch(run.config, 3, run._draws(1)).double()
     wanted = []
     for image in images:
         x = image[None].requires_grad_()
@@ -92,6 +93,17 @@ def test_events_in_their_order_and_timings_only_there(eight_faces, tmp_path):
     assert heard == ["start", ("log", 1, True), ("log", 2, True), ("epoch", 1), ("end", True), "close"]
     assert "checkpoint" in events.heard
     assert all("images_per_second" not in record for record in log_lines(tmp_path))
+
+
+def test_a_run_that_was_stopped_has_no_report(eight_faces, tmp_path):
+    run = told(eight_faces, tmp_path, Report(), StopAfter(1))
+    assert not run.run()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_only_what_is_penalised_has_a_penalty_in_its_log(eight_faces, tmp_path):
+    assert "penalty" in told(eight_faces, tmp_path).train_step()
+    assert "penalty" not in told(eight_faces, tmp_path, penalty="none").train_step()
 
 
 def test_callbacks_are_closed_after_an_error(eight_faces, tmp_path):

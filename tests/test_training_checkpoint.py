@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,7 +183,6 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(run, capsys,
 def test_a_run_that_goes_on_may_delete_what_is_being_read(run, capsys, monkeypatch):
     """Then its newer one is taken, without a word."""
     read = checkpoint._verified
-    shutil.rmtree(run / "checkpoints/step_00000003")
 
     def overtaken(folder, *args):
         monkeypatch.setattr(checkpoint, "_verified", read)
@@ -362,6 +362,69 @@ def test_killed_at_any_point_of_a_save_a_whole_checkpoint_remains(faces, tmp_pat
         point += 1
     assert seen == {0, 1}
     assert point > 20
+
+
+def test_of_two_of_one_step_the_one_that_was_not_replaced_counts(run):
+    """Both are there where a run was killed after it had saved a step once more."""
+    shutil.copytree(run / "checkpoints/step_00000004", run / "checkpoints/step_00000004.old")
+    assert checkpoint.find(run).name == "step_00000004"
+
+
+def test_training_leaves_the_state_that_it_went_on_from_as_it_is(faces, run):
+    state = checkpoint.load(run)
+    trainer(faces, run, resume=state).train_step()
+    same(state, checkpoint.load(run))
+
+
+def test_what_gets_its_name_is_on_the_disk(faces, tmp_path, monkeypatch):
+    """As after a power failure: files, and the names in a folder, before it is renamed, and then its new name."""
+    run = trainer(faces, tmp_path / "run")
+    done = []
+
+    def sync(descriptor, plain=os.fsync):
+        done.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        plain(descriptor)
+
+    def renaming(plain):
+        def rename(source, target):
+            inside = list(source.iterdir()) if source.is_dir() else []
+            done.append(("rename", target, [] if source.is_symlink() else [source, *inside]))
+            plain(source, target)
+
+        return rename
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", renaming(os.rename))
+    monkeypatch.setattr(os, "replace", renaming(os.replace))
+    run.out.mkdir()
+    with run._log:
+        run._log.write({"step": 0})
+        run.save()
+    disk.write_atomically(tmp_path / "config.json", lambda file: file.write(b"{}"))
+    assert [path.name for kind, path, *_ in done if kind == "rename"] == ["step_00000000", "newest", "config.json"]
+    for number, (kind, path, *moved) in enumerate(done):
+        if kind == "rename":
+            assert set(*moved) <= {synced for kind, synced, *_ in done[:number] if kind == "fsync"}
+            assert done[number + 1] == ("fsync", path.parent)
+    assert done[0] == ("fsync", run.out / "log.jsonl")
+
+
+def test_a_checkpoint_loses_its_name_before_its_files(run, monkeypatch):
+    """So that what a killed run leaves of it is no checkpoint."""
+    emptied = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **how: emptied.append(path.name))
+    disk.delete(run / "checkpoints/step_00000003")
+    assert names(run) == ["newest", "step_00000003.tmp", "step_00000004"]
+    assert emptied == ["step_00000003.tmp"] * 2
+
+
+def test_what_a_killed_run_left_half_written_is_deleted(run):
+    for path in ("report.html.tmp", "samples/epoch_0002.png.tmp", "checkpoints/step_00000005.tmp/critic.safetensors"):
+        (run / path).parent.mkdir(exist_ok=True)
+        (run / path).write_bytes(b"half")
+    checkpoint.begin(run, 4)
+    assert not list(run.rglob("*.tmp"))
+    assert names(run) == ["newest", "step_00000003", "step_00000004"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -12,6 +12,7 @@ from gpkernels.errors import UserError
 from gpkernels.training import Callback, Learner, Trainer, data
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import image_set
+from gpkernels.training.draws import generator_of
 
 
 def config(**settings):
@@ -69,6 +70,35 @@ def shown(images, settings, steps, shard=data.WHOLE):
     """The numbers of the images of steps, in order."""
     batches = [images.batch(settings, step, torch.Generator().manual_seed(step), shard) for step in steps]
     return ((torch.cat(batches)[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def test_neighbouring_seeds_share_neither_the_order_of_a_pass_nor_the_draws_of_a_step():
+    pairs = [(seed, number) for seed in range(3) for number in range(3)]
+    images = numbered(50)
+    passes = {tuple(shown(images, config(batch_size=50, seed=seed), [number])) for seed, number in pairs}
+    drawn = {torch.rand((), generator=generator_of(config(seed=seed), number)).item() for seed, number in pairs}
+    assert (len(passes), len(drawn)) == (9, 9)
+
+
+def test_fingerprints_tell_images_labels_and_classes_apart():
+    draws = np.random.default_rng(0)
+    pixels, labels = draws.integers(0, 256, (300, 1, 8, 8), np.uint8), np.arange(300) % 2
+
+    def fingerprint(pixels=pixels, labels=labels, names=("a", "b")):
+        return data.ImageSet("set", pixels, labels=labels, class_names=names).fingerprint()
+
+    assert fingerprint() == fingerprint(pixels.copy(), labels.copy())
+    others = [(pixels[1:],), (pixels[::-1],), (pixels.reshape(75, 4, 8, 8),), (pixels, labels[::-1]), (pixels, None)]
+    others += [(pixels, labels, ("b", "a"))]
+    assert len({fingerprint(), *(fingerprint(*other) for other in others)}) == 7
+
+
+def test_links_to_folders_are_not_followed(tmp_path):
+    trees.folder(tmp_path / "images", 3)
+    trees.folder(tmp_path / "others", 4)
+    (tmp_path / "images/class0/again").symlink_to(tmp_path / "others")
+    (tmp_path / "images/round").symlink_to(tmp_path / "images")
+    assert len(data.load(config(data=f"folder:{tmp_path}/images", image_size=32)).images) == 3
 
 
 @pytest.mark.parametrize("batch_size", [2, 7, 10, 23, 50])

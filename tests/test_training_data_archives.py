@@ -17,7 +17,7 @@ from PIL import Image
 from gpkernels.errors import UserError
 from gpkernels.training import data
 from gpkernels.training.config import TrainConfig
-from gpkernels.training.data import decoding, sources
+from gpkernels.training.data import decoding, parquet, sources
 
 
 def config(path, kind="folder", **settings):
@@ -272,6 +272,101 @@ def test_parquet_of_unknown_origin(tmp_path):
     (tmp_path / "f.parquet").write_bytes(damaged)
     with pytest.raises(UserError, match=r"wanted at least one readable image, got none; .*damaged row group"):
         data.load(config(tmp_path / "f.parquet", "celeba", crop="none", split="all"))
+
+
+def test_pages_that_claim_too_much_are_refused_before_they_are_decompressed(tmp_path, monkeypatch):
+    """Though the column's metadata says that it is small: what is allocated is what the page's own header says."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    file = tmp_path / "a.parquet"
+    pictures = [png(10), bytes(2**22), png(30), png(40)]
+    table = pa.table({"image": pictures, "Young": [True, False, True, True]})
+    options = {"row_group_size": 2, "compression": "zstd", "use_dictionary": False}
+    pyarrow.parquet.write_table(table, file, **options)
+    size = pyarrow.parquet.ParquetFile(file).metadata.row_group(0).column(0).total_uncompressed_size
+    content = file.read_bytes()
+    assert content.count(varint(2 * size))
+    file.write_bytes(content.replace(varint(2 * size), varint(2 * 2**20)))
+    read = []
+    plain = pyarrow.parquet.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pyarrow.parquet.ParquetFile,
+        "iter_batches",
+        lambda self, *args, **kwargs: read.append(kwargs["row_groups"]) or plain(self, *args, **kwargs),
+    )
+    images = data.load(config(file, "celeba", crop="none", split="all"))
+    assert greys(images) == [30, 40]
+    assert re.search(r"row 0: damaged row group \(refused, 4194\d+ bytes from \d+ compressed ones\)", images.skipped[0])
+    assert read == [[1]]
+
+
+def test_rows_that_repeat_a_large_one_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    noise = np.random.default_rng(0).bytes(2**16)
+    table = pa.table({"image": [noise] * 100 + [png(10)] * 100})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    monkeypatch.setattr(parquet, "MAX_BYTES", 2**18)
+    sizes = []
+    plain = pyarrow.parquet.ParquetFile.iter_batches
+
+    def batches(self, *args, **kwargs):
+        for batch in plain(self, *args, **kwargs):
+            sizes.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", batches)
+    assert greys(data.load(config(tmp_path / "a.parquet", "celeba", crop="none", split="all"))) == [10] * 100
+    assert 2**17 < max(sizes) <= 2**18
+
+
+def test_parquet_whose_rows_or_columns_do_not_lie_in_the_file(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    file = tmp_path / "a.parquet"
+    rows = 12345
+    pyarrow.parquet.write_table(pa.table({"image": [b"x"] * rows}), file)
+    content = file.read_bytes()
+    assert len(content) < rows
+    with pytest.raises(UserError, match=f"wanted fewer rows than the {len(content)} bytes of .*, got {rows}"):
+        data.load(config(file, "celeba", split="all"))
+    pyarrow.parquet.write_table(pa.table({"image": [png(10)]}), file, compression="none", use_dictionary=False)
+    length = pyarrow.parquet.ParquetFile(file).metadata.row_group(0).column(0).total_compressed_size
+    content = file.read_bytes()
+    assert 8192 > length >= 64
+    file.write_bytes(content.replace(varint(2 * length), varint(2 * 8000)))
+    with pytest.raises(UserError, match=r"damaged row group .wanted a column within the file, got bytes 4 to 8004"):
+        data.load(config(file, "celeba", split="all"))
+
+
+def test_an_attribute_that_is_null_is_not_had(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = pa.table({"image": [png(10), png(20), png(30)], "Young": [None, True, False]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    images = data.load(config(tmp_path / "a.parquet", "celeba", crop="none", split="all", label_attribute="Young"))
+    assert images.labels.tolist() == [0, 1, 0]
+
+
+def test_flags_that_claim_too_much_are_refused(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = pa.table({"image": [png(grey) for grey in range(100)], "Young": [True] * 100})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    monkeypatch.setattr(sources, "_FREE", 1)
+    monkeypatch.setattr(sources, "MAX_RATIO", 0.5)
+    with pytest.raises(UserError, match=r"wanted columns of bool in .*a.parquet, got a damaged one \(refused, "):
+        data.load(config(tmp_path / "a.parquet", "celeba", split="all", label_attribute="Young"))
+
+
+def varint(value):
+    """Of Thrift's compact protocol."""
+    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + varint(value // 128)
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):

@@ -41,7 +41,9 @@ def test_every_layout_is_the_same_data(tmp_path, layout):
     everything = data.load(config(path, split="all", label_attribute="Young"))
     assert sorted(everything.labels) == [0] * 8 + [1] * 4
     assert len(everything.images) == 12
-    assert data.load(config(path, max_images=3)).labels is None
+    few = data.load(config(path, max_images=3))
+    assert few.labels is None
+    assert len(few.held_out().images) == 4
 
 
 def test_shards_may_hold_jpeg(tmp_path):

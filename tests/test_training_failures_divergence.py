@@ -1,5 +1,8 @@
 """Numbers that are not finite: a run stops before it saves one, and says in which step and layer the first was."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from small_runs import SMALL, same
@@ -8,7 +11,7 @@ from torch import nn
 
 from gpkernels.errors import UserError
 from gpkernels.training import TrainConfig, Trainer, checkpoint, data, log, models
-from gpkernels.training.divergence import Watch
+from gpkernels.training.divergence import NotFinite, Watch, explain
 from gpkernels.training.objective import CriticLoss
 
 
@@ -78,6 +81,7 @@ def test_the_step_and_the_layer_that_broke_are_told_and_what_they_were_given_is_
     wanted = [("generator", [z]), ("critic", [real]), ("critic", [twin.generator(z).detach()])]
     same([given for given in kept["inputs"] if len(given[1][0])][:3], wanted)
     assert run.step == 0
+    same(run.critic.state_dict(), checkpoint.load(tmp_path)["critic"])
     assert [record["step"] for record in log.read(tmp_path)] == [1]
 
 
@@ -167,3 +171,33 @@ def test_a_watched_step_has_the_same_bits(faces, tmp_path, settings):
     same(watched.state_dict(), run.state_dict())
     watched.train_step()
     assert watched.critic._forward_hooks == {}
+
+
+@pytest.mark.parametrize("how", ["processes", "cuda_graph"])
+def test_steps_that_one_process_alone_cannot_repeat_are_not(faces, tmp_path, capsys, how):
+    """The main one of several would wait for others that have ended; a graph has no hooks."""
+    run = trainer(faces, tmp_path, steps=3)
+    run.save()
+    for _ in range(3):
+        run.train_step()
+    before = {name: value.clone() for name, value in run.critic.state_dict().items()}
+    if how == "processes":
+        run.processes = dataclasses.replace(run.processes, count=2)
+    else:
+        run.config = dataclasses.replace(run.config, cuda_graph=True)
+    assert explain(run, NotFinite("critic_loss", math.nan, 3)) == (
+        f"training diverged: critic_loss is nan at step 3; the checkpoint of step 0 is kept in {tmp_path} (try a lower "
+        "--lr); in one process and without --cuda-graph the layer it comes from is found"
+    )
+    assert capsys.readouterr().err == ""
+    assert run.step == 3
+    same(run.critic.state_dict(), before)
+
+
+def test_nothing_is_repeated_where_the_checkpoint_is_of_the_step_that_failed(faces, tmp_path, capsys):
+    run = trainer(faces, tmp_path)
+    run.save()
+    assert explain(run, NotFinite("gap", math.inf, 0)) == (
+        f"training diverged: gap is inf at step 0; the checkpoint of step 0 is kept in {tmp_path} (try a lower --lr)"
+    )
+    assert capsys.readouterr().err == ""

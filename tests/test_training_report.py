@@ -15,7 +15,7 @@ from PIL import Image
 from threads import one_thread  # noqa: F401
 
 from gpkernels import cli
-from gpkernels.training import PRESETS, TrainConfig, Trainer, checkpoint, data, from_preset, nearest, report
+from gpkernels.training import PRESETS, TrainConfig, Trainer, checkpoint, data, from_preset, nearest, page, report
 from gpkernels.training.config import settings
 from gpkernels.training.config_file import with_overrides
 
@@ -200,6 +200,52 @@ def test_a_report_tells_machine_sessions_and_how_to_repeat(run, written):
     assert (
         "gpkernels train --preset ls-gan-pg --nz 8 --ngf 4 --ndf 4 --batch-size 8 --epochs 12 --log-every 1" in written
     )
+
+
+def test_a_summary_counts_the_images_of_every_update(faces):
+    text = report._summary(TrainConfig(batch_size=10, critic_steps=3), 4, faces)
+    assert "After 4 steps of the generator on 40 images of 32x32 pixels, grey: 120 images seen, 3.0 passes." in text
+
+
+def test_a_table_has_the_last_of_each_number_though_it_is_not_in_the_last_line():
+    records = [
+        {"step": 1, "epoch": 1, "gap": 1.0},
+        {"step": 2, "epoch": 1, "gap": 2.0},
+        {"step": 2, "classification_error": 0.5},
+    ]
+    text = "".join(report._curves(records))
+    assert "<td>gap</td><td>2</td>" in text
+    assert "<td>classification_error</td><td>0.5</td>" in text
+
+
+def test_what_a_program_brought_is_that_of_the_last_session():
+    held = [{"given": {"critic": "old.Critic"}}, {"given": {"critic": "mine.Critic"}}]
+    text = "".join(report._settings(TrainConfig(), held))
+    assert "critic mine.Critic" in text
+    assert "old.Critic" not in text
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        page.page("<b>&", []),
+        page.heading("<b>&"),
+        page.paragraph("<b>&"),
+        page.code("<b>&"),
+        page.folded("<b>&", ""),
+        page.table(["<b>&"], []),
+        page.table(["x"], [["<b>&"]]),
+        page.figure(b"", "<b>&"),
+        page.row("<b>&", b""),
+    ],
+)
+def test_text_on_a_page_is_text(made):
+    assert "<b>" not in made
+    assert "&lt;b&gt;&amp;" in made
+
+
+def test_a_page_may_load_nothing():
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'\"" in page.page("title", [])
 
 
 def test_a_generator_that_repeats_training_images_is_found_out(faces, run, tmp_path):

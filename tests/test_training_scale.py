@@ -1,6 +1,7 @@
 """Two processes are one with the whole batch: parameters, optimizers and logs, for all nets, losses and penalties."""
 
 import contextlib
+import copy
 
 import pytest
 import ranks
@@ -64,6 +65,9 @@ def train_all(processes, folder):
         terms = [{name: processes.mean(value) for name, value in step.items()} for step in learner.terms]
         torch.save((weights(learner), terms), f"{folder}/{number}-{processes.index}.pt")
     torch.save(exchanged(), f"{folder}/traffic-{processes.index}.pt")
+    learner = trained(2, **OWN)
+    torch.save(weights(learner), f"{folder}/own-{processes.index}.pt")
+    torch.save([in_float32(settings) for settings in FLOAT32], f"{folder}/float32-{processes.index}.pt")
     for options in NORMS:
         torch.save(through_batch_norm(processes, *options), f"{folder}/{options}-{processes.index}.pt")
 
@@ -76,6 +80,27 @@ def exchanged():
         learner.train_step()
     torch.set_default_dtype(torch.float64)
     return traffic.bytes, traffic.messages
+
+
+OWN = {"sync_batchnorm": False, "critic_norm": "batch", "loss": "hinge", "penalty": "r1", **PENALISED}
+FLOAT32 = [
+    {},
+    {"critic_norm": "batch", "penalty": "r1", "loss": "hinge", **PENALISED},
+    {"critic_norm": "layer", "penalty": "coupled", "loss": "wasserstein", "critic_steps": 2, **PENALISED},
+]
+
+
+def in_float32(settings):
+    """Gradients of the last update of each net, and all of their states, after a step of float32 by SGD: the first ones
+    of Adam and RMSprop divide what is nearly zero by itself, so that they show nothing but its rounding."""
+    torch.set_default_dtype(torch.float32)
+    learner = Learner(TrainConfig(**{**ranks.TINY, **settings}), ranks.image_set())
+    nets = {"generator": learner.generator, "critic": learner.critic}
+    learner.optimizers = {name: torch.optim.SGD(net.parameters(), lr=0.05) for name, net in nets.items()}
+    learner.train_step()
+    torch.set_default_dtype(torch.float64)
+    found = {f"{name}.grad.{key}": p.grad for name, net in nets.items() for key, p in net.named_parameters()}
+    return found | {f"{name}.{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
 
 
 NORMS = [(affine, momentum) for affine in (True, False) for momentum in (0.1, None)]
@@ -162,6 +187,77 @@ def test_a_batch_in_parts_is_the_batch(name, accumulate):
         close(weights(parts)[key], value)
     for found, wanted in zip(parts.terms, whole.terms, strict=True):
         close_terms(found, wanted)
+
+
+@pytest.mark.parametrize("number", range(len(FLOAT32)))
+def test_two_processes_are_one_in_float32(two, number):
+    """To 1e-5 of the largest element of each tensor."""
+    mine, theirs = (torch.load(two / f"float32-{rank}.pt")[number] for rank in (0, 1))
+    for name, value in in_float32(FLOAT32[number]).items():
+        assert torch.equal(mine[name], theirs[name]), name
+        assert (mine[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+
+
+class Half:
+    """One process by hand: nets of its own, plain BatchNorms in them, given its half of each batch."""
+
+    def __init__(self, twin):
+        self.generator, self.critic = copy.deepcopy(twin.generator), copy.deepcopy(twin.critic)
+
+    def critic_gradients(self, real, z):
+        """Of hinge and R1, weight 3; the critic's running statistics follow real images, the generator's z."""
+        self.fake = self.generator(z)
+        x = real.requires_grad_()
+        real_scores = self.critic(x)
+        running = {name: value.clone() for name, value in self.critic.named_buffers()}
+        (of_images,) = torch.autograd.grad(real_scores.sum(), x, create_graph=True)
+        fake_scores = self.critic(self.fake.detach())
+        loss = torch.relu(1 - real_scores).mean() + torch.relu(1 + fake_scores).mean()
+        loss = loss + 3 * 0.5 * of_images.square().sum((1, 2, 3)).mean()
+        gradients = torch.autograd.grad(loss, list(self.critic.parameters()))
+        self.keep(running)
+        return gradients
+
+    def generator_gradients(self):
+        running = {name: value.clone() for name, value in self.critic.named_buffers()}
+        gradients = torch.autograd.grad(-self.critic(self.fake).mean(), list(self.generator.parameters()))
+        self.keep(running)
+        return gradients
+
+    def keep(self, buffers):
+        for name, value in self.critic.named_buffers():
+            value.copy_(buffers[name])
+
+
+def test_without_synchronisation_each_process_has_statistics_of_its_own(two):
+    """The mean of the gradients of both halves, each through BatchNorms of its own, goes to the weights of both;
+    running statistics stay each process's own, so that a checkpoint has the first one's."""
+    twin = trained(0, **OWN)
+    halves = [Half(twin), Half(twin)]
+    optimizers = [
+        {net: torch.optim.Adam(getattr(half, net).parameters(), 2e-4, (0.5, 0.999)) for net in ("critic", "generator")}
+        for half in halves
+    ]
+
+    def step(net, gradients):
+        for half, optimizer in zip(halves, optimizers, strict=True):
+            for p, *each in zip(getattr(half, net).parameters(), *gradients, strict=True):
+                p.grad = sum(each) / 2
+            optimizer[net].step()
+
+    for _ in range(2):
+        inputs = twin._inputs()["updates"][0]
+        parts = zip(inputs["real"].chunk(2), inputs["z"].chunk(2), strict=True)
+        step("critic", [half.critic_gradients(*part) for half, part in zip(halves, parts, strict=True)])
+        step("generator", [half.generator_gradients() for half in halves])
+        twin.step += 1
+    found = [torch.load(two / f"own-{rank}.pt") for rank in (0, 1)]
+    for mine, half in zip(found, halves, strict=True):
+        for net in ("generator", "critic"):
+            for name, value in getattr(half, net).state_dict().items():
+                if value.is_floating_point():
+                    close(mine[f"{net}.{name}"], value)
+    assert not torch.allclose(*(each["critic.body.3.running_mean"] for each in found))
 
 
 @pytest.mark.parametrize("options", NORMS, ids=str)

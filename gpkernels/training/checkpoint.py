@@ -259,19 +259,17 @@ def _first_whole(path: Path, read: Callable[[Path], Found]) -> Found:
             raise UserError(f"{_WANTED}, got {path}, which holds neither {NAME}/ nor {MANIFEST}")
         return read(path)
     damaged: list[str] = []
-    candidates = held(path)
-    for folder in candidates:
+    for folder in held(path):
         try:
             found = read(folder)
         except Damaged as error:
-            if folder.is_dir():  # else its run has just deleted it, for a newer one
-                damaged.append(str(error))
+            if not folder.is_dir():  # its run has just deleted it, for a newer one
+                return _first_whole(path, read)
+            damaged.append(str(error))
             continue
         for message in damaged:
             say(f"{message}; {folder.name}, the one before it, is used")
         return found
-    if held(path) != candidates:
-        return _first_whole(path, read)
     raise UserError("; ".join(damaged) or f"{_WANTED}, got {path}, which holds none")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,8 @@ _CHANGEABLE_ON_RESUME = {
     "checkpoint_minutes",
     "keep",
 }
+_OF_EACH_MACHINE = ("data", "cache")
+"""Settings that each process takes from its own command line."""
 
 
 def add_commands(commands: Any) -> None:
@@ -107,37 +111,63 @@ def _train(options: argparse.Namespace) -> int:
     from gpkernels.cli import _need_train_extra
 
     _need_train_extra()
-    from gpkernels.training import checkpoint, config_file, disk, processes
+    from gpkernels.training import processes
     from gpkernels.training.callbacks import Report, Trackers
-    from gpkernels.training.config import TrainConfig, flag, settings
     from gpkernels.training.progress import Progress
 
-    given = {name: getattr(options, name) for name in settings() if hasattr(options, name)}
-    state = None
-    if options.resume:
-        if options.out is None:
-            raise UserError("--resume: wanted --out, the run folder to go on with, got none")
-        if options.config is not None:
-            given = {**config_file.read(options.config), **given}
-        state = checkpoint.load(options.out)
-        saved = state["config"]
-        for name, value in given.items():
-            if name not in _CHANGEABLE_ON_RESUME and saved.get(name) != value:
-                raise UserError(f"{flag(name)}: wanted {saved.get(name)}, as the checkpoint was trained, got {value}")
-        config = TrainConfig.from_dict({**saved, **given})
-    else:
-        config = config_file.with_overrides(options.config, given)
-        if options.out is not None:
-            checkpoint.check_unused(options.out)
-    with processes.join(config.device) as joined:
-        if options.out is not None and joined.main:
-            disk.check_free(options.out)
-        out = joined.agree(lambda: options.out or _new_folder(config.preset))
+    with processes.join(_device(options)) as joined:
+        config, state, out = joined.agree(lambda: _begin(options))
+        config = dataclasses.replace(config, **_given(options, _OF_EACH_MACHINE))
         callbacks: list[Callback] = []
         if joined.main:
             callbacks = [Progress(), Trackers(*_tracker_names(options.tracker, out if options.resume else None))]
             callbacks += [Report()] * options.report
         return _run(config, state, out, joined, callbacks)
+
+
+def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The settings among `names` that have a flag on the command line."""
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+def _device(options: argparse.Namespace) -> str:
+    """What `_begin` finds for --device, as far as files of this machine tell; what is wrong with them it says then."""
+    from gpkernels.training import config_file
+
+    if hasattr(options, "device"):
+        return options.device
+    found = "auto"
+    for file in (options.out / "config.json" if options.resume and options.out else None, options.config):
+        if file is not None:
+            with contextlib.suppress(UserError, OSError):
+                found = config_file.read(file).get("device", found)
+    return found
+
+
+def _begin(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any] | None, Path]:
+    """The settings, the state to go on from and the run folder. Of several processes the main one finds them for all:
+    no other machine needs to have the folder, or a file of settings."""
+    from gpkernels.training import checkpoint, config_file, disk
+    from gpkernels.training.config import TrainConfig, flag, settings
+
+    given = _given(options, settings())
+    if not options.resume:
+        config = config_file.with_overrides(options.config, given)
+        if options.out is not None:
+            checkpoint.check_unused(options.out)
+            disk.check_free(options.out)
+        return config, None, options.out or _new_folder(config.preset)
+    if options.out is None:
+        raise UserError("--resume: wanted --out, the run folder to go on with, got none")
+    if options.config is not None:
+        given = {**config_file.read(options.config), **given}
+    state = checkpoint.load(options.out)
+    saved = state["config"]
+    for name, value in given.items():
+        if name not in _CHANGEABLE_ON_RESUME and saved.get(name) != value:
+            raise UserError(f"{flag(name)}: wanted {saved.get(name)}, as the checkpoint was trained, got {value}")
+    disk.check_free(options.out)
+    return TrainConfig.from_dict({**saved, **given}), state, options.out
 
 
 def _run(
@@ -246,8 +276,6 @@ def _report(options: argparse.Namespace) -> int:
     from gpkernels.cli import _need_train_extra
 
     _need_train_extra()
-    import dataclasses
-
     from gpkernels.training import checkpoint, data, report
     from gpkernels.training.processes import pick_device
 

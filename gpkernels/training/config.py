@@ -162,7 +162,9 @@ class TrainConfig:
         minimum=1,
     )
     sync_batchnorm: bool = _setting(
-        True, "several processes: BatchNorm's statistics are those of the whole batch, not of each process's part"
+        True,
+        "several processes: BatchNorm's statistics are those of the whole batch; else those of each process's part, "
+        "and the running ones that are saved are the first process's",
     )
     cuda_graph: bool = _setting(False, "run each step as one CUDA graph, which small nets on a GPU gain from")
     log_every: int = _setting(10, "steps between lines of the log", minimum=1)

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from gpkernels.training.processes import Processes
 
 
+_APART = 0x9E3779B1  # 2**32 over the golden ratio: multiples of it keep away from each other
+
+
 def generator_of(config: TrainConfig, step: int) -> torch.Generator:
-    """The random numbers of a step."""
-    return torch.Generator().manual_seed((config.seed << 32) + step + 1)
+    """The random numbers of a step, other ones for each seed below 1000 and each of a million steps."""
+    return torch.Generator().manual_seed((config.seed * _APART + step + 1) % 2**32)  # of a seed torch uses 32 bits
 
 
 def latents(config: TrainConfig, draws: torch.Generator, processes: Processes) -> Tensor:

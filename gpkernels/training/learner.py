@@ -57,6 +57,7 @@ class Learner(Updates):
         self.processes = processes or processes_module.current(config.device)
         self.device = self.processes.device
         check_parts(config, self.processes)
+        check_images(images, self.processes)
         if config.cuda_graph and self.device.type != "cuda":
             raise UserError(f"--cuda-graph: wanted a GPU, got --device {self.device}")
         self.precision = Precision(config.precision, self.device)
@@ -244,3 +245,15 @@ def check_parts(config: TrainConfig, processes: Processes) -> None:
         raise UserError("--penalty-axes: wanted sample or pixel for a batch that is computed in parts, got batch")
     if processes.count > 1 and config.cuda_graph:
         raise UserError(f"--cuda-graph: wanted one process, got {processes.count}")
+
+
+def check_images(images: ImageSet, processes: Processes) -> None:
+    """Raises UserError if this process has other images than the main one, as on machines that each have a copy."""
+    if processes.count == 1:
+        return
+    mine = images.fingerprint()
+    if processes.agree(lambda: mine) != mine:
+        raise UserError(
+            f"--data: wanted the images and labels of process 0 on every machine, got others in process "
+            f"{processes.index} ({len(images.images)} images of {images.name})"
+        )

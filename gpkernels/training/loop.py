@@ -25,6 +25,7 @@ from gpkernels.training.divergence import NotFinite
 from gpkernels.training.failures import explained
 from gpkernels.training.learner import Learner
 from gpkernels.training.log import Log
+from gpkernels.training.models.norms import statistics
 from gpkernels.training.processes import Processes
 
 
@@ -173,6 +174,8 @@ class Trainer(Learner):
         record: dict[str, Any] = {"step": self.step, "epoch": self.epochs_after(self.step - 1) + 1}
         found = torch.stack([value.double() for value in terms.values()])
         record |= zip(terms, self.processes.mean(found).tolist(), strict=True)
+        if not self.config.sync_batchnorm:  # with those that a checkpoint has, so that a resumed run logs the same
+            self.processes.share(statistics(self.critic))
         norms = self.processes.gather(self.grad_norms())
         record |= {"grad_norm": norms.mean().item(), "grad_norm_max": norms.max().item(), **self.weight_gradients()}
         bad = [name for name, value in record.items() if not math.isfinite(value)]

@@ -11,7 +11,7 @@ import datetime
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -89,6 +89,11 @@ class Processes:
         said = [make() if self.main else None]
         dist.broadcast_object_list(said, 0, group=self.hosts)
         return said[0]  # type: ignore[return-value]
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites them with those of the main process."""
+        for tensor in tensors if self.count > 1 else ():
+            dist.broadcast(tensor, 0)
 
     @contextmanager
     def one_first(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,6 +132,13 @@ class ImageSet:
     def epoch_images(self) -> int:
         """How many images make an epoch."""
         return len(self.images) * self.passes
+
+    def fingerprint(self) -> str:
+        """Differs for another number, size or order of images, and for other labels. Looks at 64 images at most."""
+        digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
+        digest.update(self.images[:: -(-len(self.images) // 64)].tobytes())
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        return digest.hexdigest()
 
     def batch(self, config: TrainConfig, step: int, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
         """Real images of a step's batch: shape (batch / shard.count, channels, size, size), float32 in [-1, 1].

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpkernels.errors import UserError
+from gpkernels.training.data import pages
 from gpkernels.training.data.sources import MAX_BYTES, Source, too_large
 
 _COLUMN = "image"
@@ -38,11 +39,11 @@ class Parquet(Source):
             file = self._open(shard)
             self._columns.append(self._bytes_column(shard, file.schema_arrow))
             begin = len(self.names)
-            self.names += [f"{shard.relative_to(where)} row {row}" for row in range(file.metadata.num_rows)]
-            for group in range(file.num_row_groups):
+            for group, rows in enumerate(self._rows(shard, file.metadata)):
                 self._begins.append(begin)
                 self._groups.append((number, group))
-                begin += file.metadata.row_group(group).num_rows
+                begin += rows
+            self.names += [f"{shard.relative_to(where)} row {row}" for row in range(begin - len(self.names))]
         self._begins.append(len(self.names))
 
     def _open(self, shard: Path) -> Any:
@@ -56,6 +57,22 @@ class Parquet(Source):
             raise UserError(
                 f"{self._option}: wanted a parquet file, got {shard}, which is none or damaged ({reason})"
             ) from None
+
+    def _rows(self, shard: Path, metadata: Any) -> list[int]:
+        """Of each row group."""
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        size = shard.stat().st_size
+        if sum(counts) > size or min(counts, default=0) < 0:
+            raise UserError(
+                f"{self._option}: wanted fewer rows than the {size} bytes of {shard}, got {sum(counts)}: it is damaged"
+            )
+        return counts
+
+    @staticmethod
+    def _dictionary(shard: Path, group: Any, column: str) -> int:
+        """As `pages.dictionary_bytes`, of a column in a row group's metadata."""
+        chunks = (group.column(index) for index in range(group.num_columns))
+        return max(pages.dictionary_bytes(shard, chunk) for chunk in chunks if chunk.path_in_schema == column)
 
     def _bytes_column(self, shard: Path, schema: Any) -> str:
         import pyarrow as pa
@@ -77,7 +94,7 @@ class Parquet(Source):
         return [range(int(a), int(b)) for a, b in itertools.pairwise(edges)]
 
     def read(self, members: Sequence[int]) -> Iterator[bytes | Exception]:
-        """`members` lie in one row group, in ascending order; it is streamed."""
+        """`members` lie in one row group, in ascending order; it is streamed, a page and a batch of rows at a time."""
         import pyarrow as pa
 
         group = int(np.searchsorted(self._begins, members[0], side="right")) - 1
@@ -86,7 +103,10 @@ class Parquet(Source):
         row = given = 0
         try:
             file = self._open(self.shards[number])
-            for batch in file.iter_batches(_BATCH, row_groups=[inner], columns=[self._columns[number]]):
+            name = self._columns[number]
+            repeated = self._dictionary(self.shards[number], file.metadata.row_group(inner), name)
+            rows = min(_BATCH, MAX_BYTES // max(repeated, 1)) or 1  # each may be all of the dictionary
+            for batch in file.iter_batches(rows, row_groups=[inner], columns=[name]):
                 column = batch.column(0)
                 values = column.field("bytes") if pa.types.is_struct(column.type) else column
                 for value in values:
@@ -94,7 +114,7 @@ class Parquet(Source):
                         yield self._checked(value)
                         given += 1
                     row += 1
-        except (pa.ArrowException, OSError, UserError) as error:
+        except (pa.ArrowException, OSError, ValueError, UserError) as error:
             reason = ValueError(f"damaged row group ({str(error).splitlines()[0]})")
             yield from [reason] * (len(members) - given)
 
@@ -138,6 +158,17 @@ class Parquet(Source):
         names = names or []
         if not names:
             return [], np.zeros((len(self.names), 0), bool)
-        tables = [self._open(shard).read(columns=names) for shard in self.shards]
+        tables = [self._flags(shard, names) for shard in self.shards]
         columns = [[table.column(name).fill_null(False).to_numpy() for name in names] for table in tables]
         return names, np.concatenate([np.stack(values, axis=1).astype(bool) for values in columns])
+
+    def _flags(self, shard: Path, names: list[str]) -> Any:
+        """A table of these columns of bool."""
+        file = self._open(shard)
+        try:
+            for group in range(file.num_row_groups):
+                for name in names:
+                    self._dictionary(shard, file.metadata.row_group(group), name)
+        except ValueError as error:
+            raise UserError(f"{self._option}: wanted columns of bool in {shard}, got a damaged one ({error})") from None
+        return file.read(columns=names)

@@ -18,7 +18,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MAX_BYTES = 2**28
 """Of a file or a member; a larger one is no image of a data set and is not read."""
 MAX_RATIO = 100
-"""How much larger than its compressed bytes a member of more than `_FREE` bytes may be; images hardly shrink."""
+"""How much larger than its compressed bytes a member or a page of more than `_FREE` may be; images hardly shrink."""
 CHUNK = 64
 _FREE = 2**20
 
@@ -131,8 +131,10 @@ class Zip(Source):
             return "refused, it is encrypted"
         if info.file_size > MAX_BYTES:
             return str(too_large(info.file_size))
-        if info.file_size > _FREE and info.file_size > MAX_RATIO * max(info.compress_size, 1):
-            return f"refused, {info.file_size} bytes from {info.compress_size} compressed ones"
+        try:
+            refuse_ratio(info.file_size, info.compress_size)
+        except ValueError as error:
+            return str(error)
         return ""
 
     def keep(self, names: Sequence[str]) -> None:
@@ -191,6 +193,12 @@ def check_path(option: str, path: Path, *, also: str = "") -> None:
 def shown(name: str) -> str:
     """As it may be printed: an archive may hold names that would steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def refuse_ratio(size: int, compressed: int) -> None:
+    """Raises ValueError for what claims to grow as no image does."""
+    if size > _FREE and size > MAX_RATIO * max(compressed, 1):
+        raise ValueError(f"refused, {size} bytes from {compressed} compressed ones")
 
 
 def too_large(size: object) -> ValueError:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 CRITIC_NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
@@ -18,6 +18,11 @@ CRITIC_NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
     }
 )
 """Number of channels to layer."""
+
+
+def statistics(net: nn.Module) -> list[Tensor]:
+    """The running statistics of BatchNorm layers."""
+    return [buffer for layer in net.modules() if isinstance(layer, _BatchNorm) for buffer in layer.buffers()]
 
 
 @contextlib.contextmanager
