@@ -12,7 +12,8 @@ import trees
 from PIL import Image
 from threads import one_thread  # noqa: F401
 
-from gpkernels.training import Learner, data, from_preset
+from gpkernels.training import ImageSet, Learner, data, from_preset
+from gpkernels.training.models import ClassifierCritic
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--data", "lfw-mini", "--metrics", "swd", "--seeds", "2", "--epochs", "2", "--width", "2", "--batch", "64"]
@@ -349,26 +350,128 @@ def test_presets_before_and_after(module, tmp_path, counted_steps, monkeypatch, 
     assert counted_steps["steps"] == 1
 
 
-def test_labels_alone_and_with_the_others(module, tmp_path, capsys):
-    """Both begin alike and see the same labels; alone is cross-entropy on them, by hand."""
-    labels, root = module("labels"), trees.fashion(tmp_path / "clothes", 60, 40)
-    options = ["--data", f"fashion-mnist:{root}", "--labels", "20", "--steps", "3", "--seeds", "2", "--width", "2"]
-    labels.main([*options, "--batch", "8", "--jobs", "1", "--out", str(tmp_path / "results.csv")])
-    rows = table(tmp_path / "results.csv")
-    assert [(row["model"], row["seed"], row["step"]) for row in rows] == [
-        (model, seed, step) for seed in "01" for model in ("labels alone", "cls-gan-semi") for step in "123"
+def label_options(root, folder, *more):
+    options = [
+        "--data",
+        f"fashion-mnist:{root}",
+        "--labels",
+        "20",
+        "--validation",
+        "30",
+        "--steps",
+        "3",
+        "--seeds",
+        "2",
     ]
-    last = [float(row["classification_error"]) for row in rows if row["step"] == "3" and row["model"] == "labels alone"]
-    assert f"labels alone   {sum(last) / 2:.4f}, from {min(last):.4f} to" in capsys.readouterr().out
+    return [*options, "--width", "2", "--batch", "8", "--jobs", "1", "--runs", str(folder / "runs"), *more]
 
-    config = from_preset("cls-gan-semi", {"data": f"fashion-mnist:{root}", "labels": 20, "batch_size": 8, "ndf": 2})
+
+def test_labels_chooses_by_validation_and_tests_once(module, tmp_path, counted_steps, capsys):
+    labels, root = module("labels"), trees.fashion(tmp_path / "clothes", 160, 40)
+    options = label_options(root, tmp_path, "--out", str(tmp_path / "results.csv"))
+    labels.main(options)
+    rows, models = table(tmp_path / "results.csv"), ("labels alone", "self-training", "cls-gan-semi")
+    assert [(row["model"], row["seed"], row["step"]) for row in rows] == [
+        (model, seed, step) for seed in "01" for model in models for step in "123" * 4
+    ]
+    tried = {(row["model"], row["lr"], row["confidence"]) for row in rows}
+    assert tried == {("labels alone", lr, "") for lr in ("0.0003", "0.001", "0.003", "0.01")} | {
+        (model, lr, sure) for model in models[1:] for lr in ("0.001", "0.003") for sure in ("0.8", "0.95")
+    }
+    for model in models:
+        for seed in "01":
+            of = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
+            (chosen,) = (row for row in of if row["test_error"])
+            errors = [float(row["validation_error"]) for row in of]
+            assert of.index(chosen) == errors.index(min(errors))
+    tested = [float(row["test_error"]) for row in rows if row["test_error"] and row["model"] == "self-training"]
+    assert f"self-training  {sum(tested) / 2:.4f}, from {min(tested):.4f} to" in capsys.readouterr().out
+
+    steps = counted_steps["steps"]
+    next((tmp_path / "runs").glob("*/labels-alone-seed1.csv")).unlink()
+    labels.main(options)  # trains nothing but what is missing
+    assert counted_steps["steps"] == steps == 2 * 4 * 3
+    assert numbers(table(tmp_path / "results.csv"), "seconds") == numbers(rows, "seconds")
+
+
+def test_labels_measures_the_chosen_critic_on_the_images_held_out(module, tmp_path, monkeypatch):
+    """With steps that do nothing but turn the critic's answer, whatever the image, from class to class."""
+    labels, root = module("labels"), trees.fashion(tmp_path / "clothes", 160, 40)
+    config = from_preset("cls-gan-semi", {"data": f"fashion-mnist:{root}", "labels": 20, "steps": 10, "ndf": 2})
     images = data.load(config)
-    run, twin = Learner(config, images), Learner(config, images)
-    labels.supervised_step(run)
+
+    def answer(learner):
+        torch.nn.init.constant_(learner.critic.head.weight, learner.step)
+        learner.step += 1
+
+    def guess(critic, x):
+        return -(torch.arange(10) - critic.head.weight.flatten()[0].detach()).abs().expand(len(x), 10)
+
+    monkeypatch.setattr(ClassifierCritic, "guess", guess)
+    monkeypatch.setattr(labels, "STEPS", {"labels alone": answer})
+    rows = labels.train(labels.Task("labels alone", config, config, 30))
+    part = labels.split(images, 30)
+    validation, test = (torch.tensor(found.held_out().labels) for found in (part, images))
+    best = validation.bincount(minlength=10).argmax().item()
+    assert best not in (9, test.bincount(minlength=10).argmax())  # the last step, or choosing by test, were another
+    assert [row["validation_error"] for row in rows] == 4 * [
+        (validation != y).double().mean().item() for y in range(10)
+    ]
+    assert [(row["step"], row["test_error"]) for row in rows if row["test_error"]] == [
+        (best + 1, (test != best).double().mean().item())
+    ]
+
+
+def test_labels_trains_on_nothing_to_choose_by(module):
+    labels = module("labels")
+    pixels = torch.randint(0, 256, (160, 1, 32, 32), dtype=torch.uint8)
+    images = ImageSet.from_arrays(pixels, torch.arange(160) // 16, list("abcdefghij"))
+    part, again = labels.split(images, 30), labels.split(images, 30)
+    held_out = part.held_out()
+    assert (len(part.images), len(held_out.images)) == (130, 30)
+    whole, *parts = (
+        {image.tobytes(): y for image, y in zip(some.images, some.labels, strict=True)}
+        for some in (images, part, held_out)
+    )
+    assert parts[0] | parts[1] == whole  # with the labels that they had
+    assert sum(map(len, parts)) == len(whole) == 160  # and none in both
+    assert set(held_out.labels) == set(range(10))
+    assert (part.images == again.images).all()
+
+
+def test_labels_wants_held_out_images_and_some_to_choose_by(module, tmp_path, capsys):
+    labels, root = module("labels"), trees.fashion(tmp_path / "clothes", 160, 40)
+    for options, text in (
+        (["--data", "lfw-mini"], "--data: wanted data with labels and held-out images, got lfw-mini"),
+        (["--data", f"fashion-mnist:{root}", "--validation", "160"], "--validation: wanted 1 to 159 images, got 160"),
+    ):
+        with pytest.raises(SystemExit):
+            labels.main(options)
+        assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["labels alone", "self-training"])
+def test_labels_steps_by_hand(module, tmp_path, model):
+    """Both begin like cls-gan-semi and see its images; alone is cross-entropy on those with a label."""
+    labels, root = module("labels"), trees.fashion(tmp_path / "clothes", 60, 40)
+    settings = {"data": f"fashion-mnist:{root}", "labels": 20, "batch_size": 8, "ndf": 2, "unlabelled_weight": 0.7}
+    config = from_preset("cls-gan-semi", settings)
+    images = data.load(config)
+    twin = Learner(config, images)
     real = images.batch(config, 0, torch.Generator())
     y = images.batch_labels(config, 0)[0]
-    chosen = twin.critic(real[::2], y[::2]).mean()  # even places have a label, and L(x, y) is the cross-entropy
-    gradients = torch.autograd.grad(chosen, list(twin.critic.parameters()))
+    probability, guess = twin.critic.guess(real).softmax(1).max(1)
+    sure = probability[1::2].median().item()
+    run = Learner(dataclasses.replace(config, unlabelled_confidence=sure), images)
+    labels.STEPS[model](run)
+    losses = twin.critic(real[::2], y[::2])  # even places have a label, and L(x, y) is the cross-entropy
+    loss = losses.mean()
+    if model == "self-training":
+        counts = probability[1::2] >= sure
+        assert 0 < counts.sum() < 4
+        losses = twin.critic(real, torch.stack([y[::2], guess[1::2]], 1).flatten())
+        loss = (losses[::2].sum() + 0.7 * losses[1::2][counts].sum()) / 8
+    gradients = torch.autograd.grad(loss, list(twin.critic.parameters()))
     for parameter, gradient in zip(run.critic.parameters(), gradients, strict=True):
         moment = run.optimizers["critic"].state[parameter]["exp_avg"]
         torch.testing.assert_close(moment, 0.5 * gradient, rtol=1e-4, atol=1e-7)
