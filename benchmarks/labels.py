@@ -6,7 +6,7 @@ Three ways to train the same net, with the same first weights, optimizer and lab
     self-training   that, and cross-entropy on the other images with the critic's own guesses where it is sure
     cls-gan-semi    the preset: self-training, and a generator whose images the critic is to tell from the real ones
 
-Each trains with two settings: the first with the preset's learning rate and three times that, the others with two
+Each trains with two settings: the first with the preset's learning rate and a third of it, the others with two
 bounds for "sure". Setting and step are chosen by the error on images split off the training part, which no model trains
 on; the error on the held-out images is then measured once a model and seed. Stopped and started again it keeps the
 finished ones.
@@ -37,11 +37,11 @@ from gpkernels.training.data import ImageSet
 
 ALONE, SELF, SEMI = "labels alone", "self-training", "cls-gan-semi"
 TRIED: Mapping[str, tuple[str, Sequence[float]]] = {
-    ALONE: ("lr", (1e-3, 3e-3)),
+    ALONE: ("lr", (3e-4, 1e-3)),
     SELF: ("unlabelled_confidence", (0.8, 0.95)),
     SEMI: ("unlabelled_confidence", (0.8, 0.95)),
 }
-MEASUREMENTS = 10  # of the validation error, in equal distances
+MEASUREMENTS = 20  # of the validation error, in equal distances
 
 
 class Task(NamedTuple):

@@ -89,9 +89,9 @@ def reading(rows: Sequence[Row]) -> str:
         of = {row["preset"]: number(row[f"{name}_after"]) / number(row[f"{name}_before"]) for row in rows}
         halved = [preset for preset, share in of.items() if share < 0.5]
         risen = [preset for preset, share in of.items() if not share < 1]  # or diverged
+        but = f", not with {', '.join(risen)}" if risen else ""
         sentences.append(
-            f"{name} falls with {len(of) - len(risen)} of {len(of)} presets, below half with {len(halved)}; it does "
-            f"not with {', '.join(risen) or 'none'}."
+            f"{name} falls with {len(of) - len(risen)} of {len(of)} presets, below half with {len(halved)}{but}."
         )
     return " ".join(sentences)
 

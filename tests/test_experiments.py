@@ -364,8 +364,11 @@ def test_presets_by_hand(module):
     for row, wrong in zip(rows, ("0.125", "", ""), strict=True):
         row["classification_error"] = wrong
     assert presets.reading(rows) == (
-        "swd falls with 2 of 3 presets, below half with 1; it does not with r1. "
-        "kid falls with 1 of 3 presets, below half with 0; it does not with wgan, r1."
+        "swd falls with 2 of 3 presets, below half with 1, not with r1. "
+        "kid falls with 1 of 3 presets, below half with 0, not with wgan, r1."
+    )
+    assert presets.reading(rows[:1]) == (
+        "swd falls with 1 of 1 presets, below half with 1. kid falls with 1 of 1 presets, below half with 0."
     )
     assert presets.table(rows).splitlines()[2:] == [
         "| ls-gan | 9 | 0.800, 0.200 | 0.300, 0.200 | 12.5% |",
@@ -422,7 +425,7 @@ def test_labels_chooses_by_validation_and_tests_once(module, tmp_path, counted_s
         (model, seed, step) for seed in "01" for model in models for step in "123" * 2
     ]
     tried = {(row["model"], row["lr"], row["confidence"]) for row in rows}
-    assert tried == {("labels alone", lr, "") for lr in ("0.001", "0.003")} | {
+    assert tried == {("labels alone", lr, "") for lr in ("0.0003", "0.001")} | {
         (model, "0.001", sure) for model in models[1:] for sure in ("0.8", "0.95")
     }
     for model in models:
