@@ -50,6 +50,11 @@ def number(text: str) -> float:
     return float(text) if text else math.nan
 
 
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines))
+
+
 def digest(settings: Mapping[str, Any]) -> str:
     """A name for settings: rows and checkpoints of others never lie in the same folder."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]

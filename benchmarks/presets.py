@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import experiments
-from benchmarks.experiments import Judge
+from benchmarks.experiments import Judge, Row, markdown, number
 from benchmarks.machine import machine
 from gpkernels.training import PRESETS, Learner, TrainConfig, from_preset
 
@@ -62,17 +62,38 @@ def train(task: Task) -> dict[str, Any]:
     return {**row, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    return [name.removesuffix("_before") for name in rows[0] if name.endswith("_before")]
+
+
+def table(rows: Sequence[Row]) -> str:
     """In Markdown."""
-    heads = ["preset", "steps", *(f"{name}: before, after" for name in names)]
-    lines = [" | ".join(heads), " | ".join(["---"] * len(heads))]
+    names = metrics_of(rows)
+    lines = []
     for row in rows:
         cells = [
-            f"{experiments.number(str(row[f'{name}_before'])):.3f}, {experiments.number(str(row[f'{name}_after'])):.3f}"
+            f"{number(row[f'{name}_before']):.3f}, {number(row[f'{name}_after']):.3f}"
+            if row["status"] == "trained"
+            else row["status"]
             for name in names
         ]
-        lines.append(" | ".join([str(row["preset"]), str(row["steps"]), *cells]))
-    return "\n".join(f"| {line} |" for line in lines)
+        wrong = row["classification_error"]
+        lines.append([row["preset"], row["steps"], *cells, f"{float(wrong):.1%}" if wrong else "-"])
+    return markdown(["preset", "steps", *(f"{name}: before, after" for name in names), "wrong classes"], lines)
+
+
+def reading(rows: Sequence[Row]) -> str:
+    """Which presets fall by how much, and which do not."""
+    sentences = []
+    for name in metrics_of(rows):
+        of = {row["preset"]: number(row[f"{name}_after"]) / number(row[f"{name}_before"]) for row in rows}
+        halved = [preset for preset, share in of.items() if share < 0.5]
+        risen = [preset for preset, share in of.items() if not share < 1]  # or diverged
+        but = f", not with {', '.join(risen)}" if risen else ""
+        sentences.append(
+            f"{name} falls with {len(of) - len(risen)} of {len(of)} presets, below half with {len(halved)}{but}."
+        )
+    return " ".join(sentences)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -118,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about |= {"width": options.width, "epochs": options.epochs, "seed": options.seed, **machine(torch.device("cpu"))}
     out = options.out or store / f"{experiments.results_name('presets', images)}.csv"
     experiments.write(out, [{**row, **about} for row in rows])
-    print(f"{table(rows, metrics)}\n{out}")
+    print(f"{table(rows)}\n{reading(rows)}\n{out}")
 
 
 if __name__ == "__main__":

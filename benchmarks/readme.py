@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+
+from benchmarks import labels, presets
+from benchmarks.experiments import Row, markdown
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "benchmarks/README.md")
 VARIANTS = ("no penalty", "usual", "best", "gpkernels")
-
-
-Row = dict[str, str]
 
 
 def results(pattern: str) -> list[Row]:
@@ -90,10 +90,6 @@ def spectral_table(pattern: str = "*-spectral-*.csv") -> str:
 
 def where(row: Row) -> str:
     return f"{row['machine']}, torch {row['torch']}, {row['date']}"
-
-
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines))
 
 
 def by_case(rows: Iterable[Row], column: str) -> dict[str, dict[str, str]]:
@@ -249,6 +245,29 @@ def processes_table(pattern: str = "*-processes-*.csv") -> str:
     )
 
 
+def presets_table(pattern: str = "*-presets-*.csv") -> str:
+    rows = results(pattern)
+    if not rows:
+        return "Not yet measured."
+    first = rows[0]
+    return (
+        f"{where(first)}; {first['data']}, width {first['width']}, epochs: {first['epochs']}, seed {first['seed']}, "
+        f"{first['samples']} samples against as many {first['measured_on']} images.\n\n{presets.table(rows)}\n\n"
+        f"{presets.reading(rows)}"
+    )
+
+
+def labels_table(pattern: str = "*-labels-*.csv") -> str:
+    rows = results(pattern)
+    if not rows:
+        return "Not yet measured."
+    first = rows[0]
+    return (
+        f"{where(first)}; {first['data']}, {first['labels']} labels, {first['validation']} validation images, width "
+        f"{first['width']}.\n\n{labels.table(rows)}"
+    )
+
+
 TABLES = {
     "steps": steps_table,
     "spectral": spectral_table,
@@ -259,6 +278,8 @@ TABLES = {
     "ops": ops_table,
     "trainer": trainer_table,
     "processes": processes_table,
+    "presets": presets_table,
+    "labels": labels_table,
 }
 
 
