@@ -221,12 +221,14 @@ def trainer_table(pattern: str = "*-trainer-*.csv") -> str:
             row["penalty_kind"],
             f"{row['image_size']} px, {row['batch']}, {row['critic_steps']}",
             row["images_per_s"],
+            row["loader_images_per_s"],
             *(f"{float(row[f'{share}_share']):.1%}" for share in shares),
             row["over_no_penalty"],
         ]
         for row in rows
     ]
-    header = ["preset", "penalty", "image, batch, critic steps", "images/s", *shares, "step over one without penalty"]
+    header = ["preset", "penalty", "image, batch, critic steps", "images/s", "of the loader alone", *shares]
+    header.append("step over one without penalty")
     return f"{where(rows[0])}.\n\n" + markdown(header, lines)
 
 
