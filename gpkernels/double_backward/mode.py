@@ -126,9 +126,9 @@ def never_compiled(function: Callable[..., Any], reason: str = "") -> Callable[.
     return call
 
 
-SMALL = 2**25
+SMALL = 2**23
 """Multiplications of a pass on a CPU below which a critic is small: its Functions, a tenth of a millisecond a layer in
-Python, cost more than they save. Elsewhere a sixteenth of it, since small critics there wait for launches."""
+Python, cost more than they save. Elsewhere a quarter of it, since small critics there wait for launches."""
 
 _STRIDED = (torch.nn.modules.conv._ConvNd, torch.nn.modules.pooling._AvgPoolNd, torch.nn.modules.pooling._MaxPoolNd)
 
@@ -138,7 +138,7 @@ def pays(critic: Callable[..., Any], x: Tensor) -> bool:
     if not isinstance(critic, torch.nn.Module):
         return True
     products = _products(critic, x)
-    return products is None or len(x) * products >= (SMALL if x.device.type == "cpu" else SMALL >> 4)
+    return products is None or len(x) * products >= (SMALL if x.device.type == "cpu" else SMALL >> 2)
 
 
 def _products(critic: torch.nn.Module, x: Tensor) -> int | None:
