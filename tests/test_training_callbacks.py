@@ -8,7 +8,9 @@ import torch
 from small_runs import StopAfter, log_lines, told
 from threads import one_thread  # noqa: F401
 
-from gpkernels.training import Callback, Report
+from gpkernels.training import Callback, Report, checkpoint
+from gpkernels.training.callbacks import Sessions, sessions
+from gpkernels.training.processes import Processes
 from gpkernels.training.progress import Progress
 
 
@@ -93,6 +95,28 @@ def test_events_in_their_order_and_timings_only_there(eight_faces, tmp_path):
     assert heard == ["start", ("log", 1, True), ("log", 2, True), ("epoch", 1), ("end", True), "close"]
     assert "checkpoint" in events.heard
     assert all("images_per_second" not in record for record in log_lines(tmp_path))
+
+
+def test_a_stop_of_another_process_ends_this_one_after_the_same_step(eight_faces, tmp_path):
+    class Stopped(Processes):
+        """One of several, of which another is to stop after two steps."""
+
+        def any(self, flag):
+            asked.append(flag)
+            return len(asked) > 2
+
+    asked = []
+    run = told(eight_faces, tmp_path, steps=6)
+    run.processes = Stopped(run.device)
+    assert not run.run()
+    assert (run.step, asked) == (2, [False] * 3)
+
+
+def test_every_session_of_a_run_is_kept(eight_faces, tmp_path):
+    told(eight_faces, tmp_path, Sessions(), steps=1).run()
+    told(eight_faces, tmp_path, Sessions(), steps=3, resume=checkpoint.load(tmp_path)).run()
+    found = [(session["from_step"], session["to_step"]) for session in sessions.read(tmp_path)]
+    assert found == [(0, 1), (1, 3)]
 
 
 def test_a_run_that_was_stopped_has_no_report(eight_faces, tmp_path):

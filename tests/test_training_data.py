@@ -12,6 +12,7 @@ from gpkernels.errors import UserError
 from gpkernels.training import Callback, Learner, Trainer, data
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import image_set
+from gpkernels.training.data.listing import CENTRE
 from gpkernels.training.draws import generator_of
 
 
@@ -91,6 +92,11 @@ def test_fingerprints_tell_images_labels_and_classes_apart():
     others = [(pixels[1:],), (pixels[::-1],), (pixels.reshape(75, 4, 8, 8),), (pixels, labels[::-1]), (pixels, None)]
     others += [(pixels, labels, ("b", "a"))]
     assert len({fingerprint(), *(fingerprint(*other) for other in others)}) == 7
+
+
+@pytest.mark.parametrize(("size", "box"), [((40, 30), (5, 0, 35, 30)), ((30, 41), (0, 5, 30, 35))])
+def test_the_largest_square_in_the_centre_is_kept(size, box):
+    assert CENTRE.of(*size) == box
 
 
 def test_links_to_folders_are_not_followed(tmp_path):

@@ -246,6 +246,7 @@ class Another(MyObjective):
             r"images of shape \(B, 1, 12, 12\), got torch.float32 of shape \(4, 1, 8, 8\)",
         ),
         ({"generator": MyGenerator(channels=3)}, r"got torch.float32 of shape \(4, 3, 12, 12\) for a batch of 4"),
+        ({"generator": Returns(torch.zeros(4, 1, 12, 12, 1))}, r"got torch.float32 of shape \(4, 1, 12, 12, 1\)"),
         ({"generator": Returns("no")}, "generator: wanted images as a torch.Tensor, got str"),
         ({"generator": Returns(torch.zeros(4, 1, 12, 12, dtype=torch.uint8))}, "wanted floating-point images of shape"),
         ({"generator": Returns(torch.full((4, 1, 12, 12), torch.nan))}, "generator: wanted finite images, got NaN"),
@@ -271,8 +272,8 @@ class Another(MyObjective):
         ),
         ({"objective": Another(loss=torch.zeros(4))}, r"wanted a scalar tensor as the critic's loss, got \(4,\)"),
         ({"objective": Another(generator=0.5)}, "wanted a scalar tensor as the generator's loss, got float"),
-        ({"objective": Another(terms={"step": torch.zeros(())})}, "terms that are detached scalars .*, got 'step'"),
-        ({"objective": Another(terms={"a": torch.zeros(2)})}, "terms that are detached scalars .*, got 'a'"),
+        ({"objective": Another(terms={"step": torch.zeros(())})}, "terms that are scalar tensors .*, got 'step'"),
+        ({"objective": Another(terms={"a": torch.zeros(2)})}, "terms that are scalar tensors .*, got 'a'"),
     ],
 )
 def test_what_does_not_fit_is_named_before_training(images, tmp_path, given, message):

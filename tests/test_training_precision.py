@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gpkernels as gp
 from gpkernels.errors import UserError
 from gpkernels.training import Learner, TrainConfig, Trainer, checkpoint, log
+from gpkernels.training.precision import Precision
 
 PENALISED = {"penalty_axes": "sample", "penalty_weight": 3.0}
 SETTINGS = [
@@ -83,6 +84,14 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_falls():
     for _ in range(60):
         run.train_step()
     assert not any(map(torch.equal, run.critic.parameters(), before))
+
+
+@pytest.mark.parametrize(("scale", "growth", "overflowed"), [(4096.0, 0, True), (4096.0, 1, False), (0.5, 0, False)])
+def test_a_scale_below_one_is_divergence(scale, growth, overflowed):
+    precision = Precision("fp16", torch.device("cpu"))
+    state = {**precision.state_dict()["critic"], "_growth_tracker": 1}
+    precision.load_state_dict({"generator": state, "critic": {**state, "scale": scale, "_growth_tracker": growth}})
+    assert precision.overflowed() == overflowed
 
 
 def test_an_overflow_is_logged_without_its_terms_and_divergence_ends_the_run(tmp_path):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,9 +133,11 @@ def runs(tmp_path_factory):
     workers = [context.Process(target=worker, args=(rank, str(folder), ports)) for rank in (0, 1)]
     for process in workers:
         process.start()
+    deadline = time.monotonic() + 300
     for process in workers:
-        process.join(300)
+        process.join(max(0, deadline - time.monotonic()))
         process.kill()
+        process.join()
     said = [
         [
             json.loads(path.read_text()) if (path := folder / f"{number}-{rank}.json").exists() else None

@@ -137,8 +137,8 @@ def _check_objective(what: Objective, scores: Tensor, batch: Batch, fake: Tensor
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise UserError(f"objective: wanted a scalar tensor as the {name}'s loss, got {shape}")
     for name, term in terms.items():
-        if name in RESERVED or not isinstance(term, Tensor) or term.numel() != 1 or term.requires_grad:
+        if name in RESERVED or not isinstance(term, Tensor) or term.numel() != 1:
             raise UserError(
-                f"objective: wanted terms that are detached scalars and not called {', '.join(sorted(RESERVED))}, "
+                f"objective: wanted terms that are scalar tensors and not called {', '.join(sorted(RESERVED))}, "
                 f"got {name!r}"
             )
