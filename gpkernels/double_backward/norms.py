@@ -345,9 +345,10 @@ def _affine_norm(
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = weight * scale
-    shift = -mean * scale if bias is None else bias - mean * scale
     shape = (1, -1, *[1] * (x.dim() - 2))
-    return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    centred, scale = x - mean.view(shape), scale.view(shape)
+    y = centred * scale if bias is None else torch.addcmul(bias.view(shape), centred, scale)
+    return y.to(x.dtype)
 
 
 def instance_norm(

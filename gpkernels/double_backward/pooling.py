@@ -29,7 +29,7 @@ class LinearPool(Protocol):
 
 @dataclass(frozen=True)
 class Average:
-    forward: Any  # aten.avg_poolNd or aten._adaptive_avg_poolNd
+    forward: Any  # aten.avg_poolNd
     backward: Any
     options: tuple[Any, ...]
 
@@ -37,11 +37,20 @@ class Average:
         return self.forward(x, *self.options)
 
     def adjoint(self, g: Tensor, like: Tensor, indices: Tensor | None) -> Tensor:
-        return self.backward(g, like, *(() if self._adaptive else self.options))
+        return self.backward(g, like, *self.options)
 
-    @property
-    def _adaptive(self) -> bool:
-        return len(self.options) == 1
+
+@dataclass(frozen=True)
+class AdaptiveAverage:
+    forward: Any  # aten._adaptive_avg_poolNd
+    backward: Any  # which reads the output's size off g
+    size: list[int]
+
+    def apply(self, x: Tensor, indices: Tensor | None) -> Tensor:
+        return self.forward(x, self.size)
+
+    def adjoint(self, g: Tensor, like: Tensor, indices: Tensor | None) -> Tensor:
+        return self.backward(g, like)
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ def adaptive_average(dims: int) -> Any:
         size = [input.shape[d - dims] if n is None else n for d, n in enumerate(given)]
         if all(n == 1 for n in size):
             return NotImplemented
-        return Pool.apply(input, Average(forward, backward, (size,)), None, ())
+        return Pool.apply(input, AdaptiveAverage(forward, backward, size), None, ())
 
     return row
 
