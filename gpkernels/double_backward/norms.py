@@ -321,7 +321,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    """The row of batch_norm. With running statistics it is an affine map, of plain torch."""
+    """The row of batch_norm. In evaluation it is an affine map, of plain torch. SyncBatchNorm does not call it."""
     if not reroutable(input, weight, bias) or input.dim() < 2:
         return NotImplemented
     if any(t is not None and t.shape != (input.shape[1],) for t in (weight, bias, running_mean, running_var)):
