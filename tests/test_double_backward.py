@@ -311,3 +311,79 @@ def test_misuse_raises_what_it_raised(name):
     assert type(got) is type(wanted), got
     if isinstance(wanted, torch.Tensor):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("row", ROWS[:-1], ids=lambda row: row.name)
+def test_dtypes_under_autocast(row, low):
+    """torch's, of the result and of the first derivative: for an input of float32, and for one that autocast made."""
+    for dtype, (shapes, options) in itertools.product((torch.float32, low), rows.CASES[row.name]):
+        found = []
+        for block in (torch.enable_grad(), gp.fast_double_backward()):
+            leaves, others = leaves_and_options(shapes, options)
+            first = next(iter(leaves))
+            leaves = {n: t.detach().to(dtype if n == first else torch.float32) for n, t in leaves.items()}
+            leaves = {n: t.requires_grad_() for n, t in leaves.items()}
+            others = {n: v.float() if isinstance(v, torch.Tensor) else v for n, v in others.items()}
+
+            def run(leaves=leaves, others=others, block=block):
+                with torch.autocast("cpu", low), block:
+                    y = call(row, row.functions[0], leaves, others, lambda h: h, True)
+                gradients = plain.gradients(y.float().sin().sum(), list(leaves.values()), create_graph=True)
+                return [t.dtype for t in (y, *gradients)]
+
+            found.append(plain.outcome(run))
+        if not isinstance(found[0], Exception):  # as torch's first derivatives of some norms do
+            assert found[1] == found[0]
+
+
+BOUNDS = ((0.1, 0.9), (-0.3, 0.7), (-1 / 3, 1 / 3), (-1.0, 1.0), (0.0, 6.0), (0.1, 0.1), (0.1, math.inf))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_hardtanh_of_bounds_that_the_dtype_rounds(dtype, bounds, in_place):
+    """At, beside and away from the bounds."""
+    at = torch.tensor(bounds, dtype=torch.float64).to(dtype)
+    near = [torch.nextafter(at, torch.full_like(at, to)) for to in (-math.inf, math.inf)]
+    x = torch.cat([at, *near, torch.linspace(-2, 8, 200).to(dtype)])
+    results = []
+    for block in (torch.enable_grad(), gp.fast_double_backward()):
+        leaf = x.clone().requires_grad_()
+        with block:
+            y = F.hardtanh(leaf * 1, *bounds, inplace=in_place)
+        results.append((y, *torch.autograd.grad(y.sum(), leaf)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_hardtanh_under_autocast():
+    torch.manual_seed(1)
+    x, w = torch.randn(4, 3, 6, 6, dtype=torch.float32), torch.randn(4, 3, 3, 3, dtype=torch.float32)
+    results = []
+    for block in (torch.enable_grad(), gp.fast_double_backward()):
+        leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
+        with torch.autocast("cpu", torch.bfloat16), block:
+            y = F.hardtanh(F.conv2d(*leaves), 0.1, 0.9)
+        (g,) = torch.autograd.grad(y.float().square().sum(), leaves[0], create_graph=True)
+        results.append([y, g, *torch.autograd.grad(g.square().sum(), leaves)])
+    for got, wanted in zip(*results, strict=True):
+        assert (got - wanted).norm() <= 0.02 * wanted.norm()
+
+
+def test_batch_norm_in_evaluation_is_as_precise_as_torch():
+    """Far from zero, where x * scale and the mean's cancel."""
+    torch.manual_seed(1)
+    x = 1000 + torch.randn(64, 3, 4, 4, dtype=torch.float64)
+    statistics = torch.full((3,), 1000.0), torch.full((3,), 1.0)
+    weight, bias = torch.randn(2, 3, requires_grad=True)
+    single = [t.float() for t in (*statistics, weight, bias)]
+    for affine in (slice(None), slice(2), slice(3)):
+        wanted = F.batch_norm(x.float().double(), *(t.double() for t in single[affine]))
+        leaf = x.float().requires_grad_()
+        plainly = F.batch_norm(leaf, *single[affine])
+        with gp.fast_double_backward():
+            ours = F.batch_norm(leaf, *single[affine])
+        errors = [(y.double() - wanted).abs().max() for y in (plainly, ours)]
+        assert ours.grad_fn.name() != plainly.grad_fn.name()
+        assert errors[1] <= 1.5 * errors[0] + 1e-7

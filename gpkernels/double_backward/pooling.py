@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gpkernels.double_backward._nodes import Node, Recording, records, reroutable
+from gpkernels.double_backward._nodes import Node, Recording, autocast_float32, records, reroutable
 from gpkernels.ops._layout import layout_of
 
 aten = torch.ops.aten
@@ -151,7 +151,7 @@ def adaptive_average(dims: int) -> Any:
         size = [input.shape[d - dims] if n is None else n for d, n in enumerate(given)]
         if all(n == 1 for n in size):
             return NotImplemented
-        return Pool.apply(input, AdaptiveAverage(forward, backward, size), None, ())
+        return Pool.apply(_cast(input, dims), AdaptiveAverage(forward, backward, size), None, ())
 
     return row
 
@@ -174,11 +174,17 @@ def maximum(dims: int) -> Any:
         if return_indices or not reroutable(input) or input.dim() != dims + 2:
             return NotImplemented
         options = (*_window(kernel_size, stride, padding, dims), _list(dilation, dims), ceil_mode)
+        input = _cast(input, dims)
         with torch.no_grad():
             y, indices = forward(input, *options)
         return Pool.apply(input, Maximum(backward, options, dims), indices, (y,))
 
     return row
+
+
+def _cast(x: Tensor, dims: int) -> Any:
+    """As autocast does with the arguments of adaptive_avg_pool3d and max_pool3d, but not of what these call."""
+    return autocast_float32(x, device="cpu")[0] if dims == 3 else x
 
 
 _average2d, _adaptive_average2d, _maximum2d = average(2), adaptive_average(2), maximum(2)
