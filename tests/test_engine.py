@@ -3,7 +3,6 @@ autograd."""
 
 import copy
 import operator
-import warnings
 
 import plain
 import pytest

@@ -31,7 +31,7 @@ _SHARING = frozenset(
 """Names of functions after which other tensors, or others than torch, have the memory of an argument."""
 
 _SHARING_ATTRIBUTES = frozenset(
-    (vars(torch._C.TensorBase)["data"].__get__, torch.Tensor.__cuda_array_interface__.__get__)  # type: ignore[attr-defined]
+    (vars(torch._C.TensorBase)["data"].__get__, torch.Tensor.__cuda_array_interface__.__get__)
 )
 
 

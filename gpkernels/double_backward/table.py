@@ -41,10 +41,10 @@ _SDPA, _MHA = F.scaled_dot_product_attention, F.multi_head_attention_forward
 _EVALUATED = f"{_NORM}; in evaluation plain operations without zero streams"
 _BATCHED, _EVEN = "input without a batch dimension", "padding='same' of even size"
 _IN_PLACE, _BOUND = "in place on a view", "a bound that the dtype cannot hold"
-_COUNT, _SLOPES = "neither one slope nor one a channel", "slopes of two dimensions"
 _AUTOCAST = "autocast on another device than CPU and CUDA"
 _ONE, _INDICES = "output size 1", "return_indices=True"
 _MIXED = "parameters of another dtype on CUDA"
+_PRELU = ("neither one slope nor one a channel", "slopes of two dimensions")
 _BATCH_NORM = (
     "a vector as input",
     "parameters or statistics of another shape than (C,)",
@@ -68,7 +68,7 @@ ROWS = (
     Row("leaky_relu", (F.leaky_relu,), pointwise.leaky_relu, False, _FLAT, ("a negative slope", _IN_PLACE)),
     Row("relu6", (F.relu6,), pointwise.relu6, False, _FLAT, (_IN_PLACE,)),
     Row("hardtanh", (F.hardtanh,), pointwise.hardtanh, False, _FLAT, (_BOUND, _IN_PLACE)),
-    Row("prelu", (F.prelu, torch.prelu, torch.Tensor.prelu), pointwise.prelu, False, "no zero stream", (_COUNT, _SLOPES)),
+    Row("prelu", (F.prelu, torch.prelu, torch.Tensor.prelu), pointwise.prelu, False, "no zero stream", _PRELU),
     Row("silu", (F.silu,), curved.silu, True, _CURVED, ("in place", _AUTOCAST)),
     Row("gelu", (F.gelu,), curved.gelu, True, _CURVED, (_AUTOCAST,)),
     Row("tanh", (torch.tanh, F.tanh, torch.Tensor.tanh), curved.tanh, True, _CURVED, (_AUTOCAST,)),
