@@ -85,6 +85,14 @@ def test_what_changes_nothing_copies_nothing(name):
     assert h.grad_fn.rescued is None
 
 
+@pytest.mark.parametrize("name", ["data_ptr", "storage", "_typed_storage", "untyped_storage"])
+def test_what_hands_out_the_memory_copies(name):
+    with gp.fast_double_backward():
+        h = F.leaky_relu(X.clone().requires_grad_() * 1, 0.2)
+        getattr(h, name)()
+    torch.testing.assert_close(h.grad_fn.rescued, h.detach(), rtol=0, atol=0)
+
+
 def test_what_may_change_is_copied_once():
     with gp.fast_double_backward():
         h = F.leaky_relu(X.clone().requires_grad_() * 1, 0.2)

@@ -23,16 +23,14 @@ _ASSIGNING = frozenset(
 )
 _SHARING = frozenset(
     (
-        *("detach", "data", "set", "set_", "set_data", "module_load", "_unsafe_view"),
+        *("detach", "data", "set", "set_", "set_data", "_unsafe_view"),
         *("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"),
-        *("numpy", "__array__", "__dlpack__", "data_ptr", "storage", "_typed_storage", "untyped_storage"),
+        *("numpy", "data_ptr", "storage", "_typed_storage", "untyped_storage"),
     )
 )
 """Names of functions after which other tensors, or others than torch, have the memory of an argument."""
 
-_SHARING_ATTRIBUTES = frozenset(
-    (vars(torch._C.TensorBase)["data"].__get__, torch.Tensor.__cuda_array_interface__.__get__)
-)
+_DATA = vars(torch._C.TensorBase)["data"].__get__
 
 
 def changed(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -58,7 +56,7 @@ def _reach(func: Any) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
         mutable, name = func._schema.is_mutable, func.__name__.partition(".")[0]
         return _all if mutable or name in _SHARING else _out
     name = getattr(func, "__name__", "")
-    if name in _SHARING or func in _SHARING_ATTRIBUTES or name == "__set__":
+    if name in _SHARING or name == "__set__" or func == _DATA:
         return _all
     if name in _ASSIGNING or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_"):
         return _first
