@@ -311,3 +311,27 @@ def test_misuse_raises_what_it_raised(name):
     assert type(got) is type(wanted), got
     if isinstance(wanted, torch.Tensor):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("row", ROWS[:-1], ids=lambda row: row.name)
+def test_dtypes_under_autocast(row, low):
+    """torch's, of the result and of the first derivative: for an input of float32, and for one that autocast made."""
+    for dtype, (shapes, options) in itertools.product((torch.float32, low), rows.CASES[row.name]):
+        found = []
+        for block in (torch.enable_grad(), gp.fast_double_backward()):
+            leaves, others = leaves_and_options(shapes, options)
+            first = next(iter(leaves))
+            leaves = {n: t.detach().to(dtype if n == first else torch.float32) for n, t in leaves.items()}
+            leaves = {n: t.requires_grad_() for n, t in leaves.items()}
+            others = {n: v.float() if isinstance(v, torch.Tensor) else v for n, v in others.items()}
+
+            def run(leaves=leaves, others=others, block=block):
+                with torch.autocast("cpu", low), block:
+                    y = call(row, row.functions[0], leaves, others, lambda h: h, True)
+                gradients = plain.gradients(y.float().sin().sum(), list(leaves.values()), create_graph=True)
+                return [t.dtype for t in (y, *gradients)]
+
+            found.append(plain.outcome(run))
+        if not isinstance(found[0], Exception):  # as torch's first derivatives of some norms do
+            assert found[1] == found[0]

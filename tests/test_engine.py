@@ -3,7 +3,6 @@ autograd."""
 
 import copy
 import operator
-import warnings
 
 import plain
 import pytest
@@ -17,6 +16,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import gpkernels as gp
 
+aten = torch.ops.aten
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
 
@@ -134,12 +134,6 @@ class Negated(torch.autograd.Function):
         return -g
 
 
-def scripted():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.trace(lambda h: h.mul_(-2), torch.ones(4, 4, 8, 8), check_trace=False)
-
-
 def unrecorded(h):
     with torch.no_grad():
         h.mul_(-2)
@@ -161,7 +155,22 @@ CHANGES = {
     "h.data =": lambda h: (setattr(h, "data", -h.data), h)[1],
     "numpy": lambda h: (operator.imul(h.detach().numpy(), -1), h)[1],
     "numpy of data": lambda h: (operator.imul(h.data.numpy(), -1), h)[1],
+    "numpy of a tensor with a gradient": lambda h: (operator.imul(h.numpy(force=True), -1), h)[1],
     "dlpack": lambda h: (torch.from_dlpack(h.detach()).neg_(), h)[1],
+    "the storage": lambda h: (h.new_empty(0).detach().set_(h.untyped_storage()).mul_(-2), h)[1],
+    "another's set_": lambda h: (torch.empty(0).set_(h.detach()).mul_(-2), h)[1],
+    "another's data =": lambda h: (lambda other: (setattr(other, "data", h), other.mul_(-2), h)[2])(torch.empty(0)),
+    "h.unsafe_chunk": lambda h: (h.unsafe_chunk(2, 1)[0].neg_(), h)[1],
+    "h.unsafe_split": lambda h: (h.unsafe_split(2, 1)[0].neg_(), h)[1],
+    "h.unsafe_split_with_sizes": lambda h: (h.unsafe_split_with_sizes([3, 1], 1)[0].neg_(), h)[1],
+    "torch.unsafe_chunk": lambda h: (torch.unsafe_chunk(h, 2, 1)[1].neg_(), h)[1],
+    "torch.unsafe_split": lambda h: (torch.unsafe_split(h, 2, 1)[1].neg_(), h)[1],
+    "torch.unsafe_split_with_sizes": lambda h: (torch.unsafe_split_with_sizes(h, [1, 3], 1)[1].neg_(), h)[1],
+    "aten.unsafe_split": lambda h: (aten.unsafe_split.Tensor(h, 2, 1)[1].neg_(), h)[1],
+    "aten._unsafe_view": lambda h: (aten._unsafe_view(h, [4, 256]).mul_(-2), h)[1],
+    "aten.mul_": lambda h: aten.mul_(h, -2),
+    "aten.mul_.Tensor": lambda h: aten.mul_.Tensor(h, torch.tensor(-2.0)),
+    "torch.relu_ by keyword": lambda h: torch.relu_(input=h),
     "h.copy_": lambda h: h.copy_(-h),
     "h.zero_": lambda h: h.zero_().add_(1),
     "foreach": lambda h: (torch._foreach_mul_([h], -2.0), h)[1],

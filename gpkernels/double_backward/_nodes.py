@@ -122,12 +122,12 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
-def autocast_float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The arguments of an op that autocast runs in float32 on CUDA, and as it comes on the CPU."""
-    if not torch.is_autocast_enabled("cuda"):
+def autocast_float32(*tensors: Tensor | None, device: str = "cuda") -> tuple[Tensor | None, ...]:
+    """The arguments of an op that autocast runs in float32 on that device, and as it comes on others."""
+    if not torch.is_autocast_enabled(device):
         return tensors
     halves = (torch.float16, torch.bfloat16)
-    return tuple(t.float() if t is not None and t.is_cuda and t.dtype in halves else t for t in tensors)
+    return tuple(t.float() if t is not None and t.device.type == device and t.dtype in halves else t for t in tensors)
 
 
 def autocast_unknown(x: Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from gpkernels.double_backward._nodes import Recording
+from gpkernels.double_backward.changes import changed
 from gpkernels.double_backward.pointwise import rescue
 from gpkernels.double_backward.table import BY_FUNCTION, NEEDED
 
@@ -24,13 +25,6 @@ _HOOKS: frozenset[Any] = frozenset(
     (torch.Tensor.register_hook, torch.Tensor.retain_grad, vars(torch._C.TensorBase)["grad_fn"].__get__)
 )
 """What a critic must call to see or change a gradient inside."""
-
-
-_CHANGING = frozenset(
-    f"__{name}__"
-    for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior")
-)
-_ALIASING = frozenset((vars(torch._C.TensorBase)["data"].__get__, vars(torch._C.TensorBase)["data"].__set__))
 
 
 class Rerouting(TorchFunctionMode):
@@ -57,23 +51,12 @@ class Rerouting(TorchFunctionMode):
                 return result
         elif func in _HOOKS:
             self.recording.hooked = True
-        if _may_change(func, args, kwargs):
-            for tensor in tree_leaves((args[:1], kwargs.get("out"))):
+        may_change = changed(func, args, kwargs)
+        if may_change is not None:
+            for tensor in tree_leaves(may_change):
                 if isinstance(tensor, Tensor):
                     rescue(tensor)
         return func(*args, **kwargs)
-
-
-def _may_change(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call may change its first argument or `out`, now or by way of what it returns."""
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name in _CHANGING or func in _ALIASING
-    in_place = name.endswith("_") or name == "detach" or kwargs.get("out") is not None
-    if in_place or kwargs.get("inplace"):
-        return True
-    of_activations = getattr(func, "__module__", "") == "torch.nn.functional"  # whose `inplace` may come by position
-    return of_activations and any(a is True for a in args[1:])
 
 
 def _under_checkpoint() -> bool:
@@ -97,7 +80,9 @@ def fast_double_backward() -> Iterator[None]:
     result whose second derivative makes no zeros, no unused gradients, and few launches; everything else runs as it
     is. `gradient_penalty` and `score_and_penalty` do this by themselves. Inside, torch.compile'd functions run
     uncompiled and attention runs by its math kernel, since compiled code and the fused attention kernels have no second
-    derivative. A gradient that is zero for want of a path may be None instead. Highest gradient order: as without it.
+    derivative. A gradient that is zero for want of a path may be None instead. The result of a leaky ReLU or hardtanh
+    may be changed in place as ever, except by TorchScript, whose calls are not seen: the backward then raises. Highest
+    gradient order: as without it.
     """
     with rerouted(True):
         yield

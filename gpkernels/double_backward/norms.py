@@ -321,7 +321,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    """The row of batch_norm. With running statistics it is an affine map, of plain torch."""
+    """The row of batch_norm. In evaluation it is an affine map, of plain torch. SyncBatchNorm does not call it."""
     if not reroutable(input, weight, bias) or input.dim() < 2:
         return NotImplemented
     if any(t is not None and t.shape != (input.shape[1],) for t in (weight, bias, running_mean, running_var)):
@@ -345,9 +345,10 @@ def _affine_norm(
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = weight * scale
-    shift = -mean * scale if bias is None else bias - mean * scale
     shape = (1, -1, *[1] * (x.dim() - 2))
-    return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    centred, scale = x - mean.view(shape), scale.view(shape)
+    y = centred * scale if bias is None else torch.addcmul(bias.view(shape), centred, scale)
+    return y.to(x.dtype)
 
 
 def instance_norm(

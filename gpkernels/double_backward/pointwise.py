@@ -10,6 +10,7 @@ that a critic may change y in place all the same, the mode calls `rescue` before
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gpkernels.double_backward import norms
-from gpkernels.double_backward._nodes import Node, Recording, records, reroutable
+from gpkernels.double_backward._nodes import Node, Recording, autocast, records, reroutable
 
 aten = torch.ops.aten
 
@@ -121,10 +122,11 @@ class Slope(Node):
 
 
 def rescue(tensor: Tensor) -> None:
-    """Keeps a copy of an activation's result that is about to be changed, where torch would not need it."""
+    """Keeps a copy of an activation's result that is about to be changed, where torch would not need it. What has been
+    changed unseen is too late to copy: its version tells autograd."""
     base = tensor if tensor._base is None else tensor._base
     node: Any = base.grad_fn
-    if isinstance(node, _ACTIVATIONS) and node.may_change and node.rescued is None:
+    if isinstance(node, _ACTIVATIONS) and node.may_change and node.rescued is None and not base._version:
         node._forward_cls.rescue(node, base.detach().clone())
 
 
@@ -166,12 +168,21 @@ def relu6(recording: Recording, input: Tensor, inplace: bool = False) -> Any:
 def hardtanh(
     recording: Recording, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Any:
-    """The row of hardtanh."""
-    return (
-        NotImplemented
-        if min_val > max_val
-        else _activate(recording, Clip(float(min_val), float(max_val)), input, inplace)
-    )
+    """The row of hardtanh. A bound that the dtype cannot hold is rounded in the result, and may then lie inside."""
+    low, high = float(min_val), float(max_val)
+    if not low <= high or not (_holds(input.dtype, low) and _holds(input.dtype, high)):
+        return NotImplemented
+    return _activate(recording, Clip(low, high), input, inplace)
+
+
+def _holds(dtype: torch.dtype, bound: float) -> bool:
+    """Whether the bound as torch compares with it, which is of float32 at least, is a number of that dtype."""
+    try:
+        if dtype is torch.bfloat16:
+            return struct.pack(">f", bound).endswith(b"\0\0")
+        return dtype is not torch.float16 or struct.unpack("e", struct.pack("e", bound))[0] == bound
+    except OverflowError:
+        return False
 
 
 def prelu(recording: Recording, input: Tensor, weight: Tensor) -> Any:
@@ -179,5 +190,10 @@ def prelu(recording: Recording, input: Tensor, weight: Tensor) -> Any:
     channels = input.shape[1] if input.dim() > 1 else 1
     if not reroutable(input, weight) or weight.dim() > 1 or weight.numel() not in (1, channels):
         return NotImplemented
-    slopes = weight.view(-1, *[1] * (input.dim() - 2)) if weight.numel() > 1 and input.dim() > 1 else weight.view(())
-    return torch.where(input > 0, input, slopes * input)
+    x: Any
+    w: Any
+    x, w = autocast(input, weight)
+    if x.dtype != w.dtype:
+        return NotImplemented
+    slopes = w.view(-1, *[1] * (x.dim() - 2)) if w.numel() > 1 and x.dim() > 1 else w.view(())
+    return torch.where(x > 0, x, slopes * x)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gpkernels.double_backward._nodes import Node, Recording, records, reroutable
+from gpkernels.double_backward._nodes import Node, Recording, autocast_float32, records, reroutable
 from gpkernels.ops._layout import layout_of
 
 aten = torch.ops.aten
@@ -29,7 +29,7 @@ class LinearPool(Protocol):
 
 @dataclass(frozen=True)
 class Average:
-    forward: Any  # aten.avg_poolNd or aten._adaptive_avg_poolNd
+    forward: Any  # aten.avg_poolNd
     backward: Any
     options: tuple[Any, ...]
 
@@ -37,11 +37,20 @@ class Average:
         return self.forward(x, *self.options)
 
     def adjoint(self, g: Tensor, like: Tensor, indices: Tensor | None) -> Tensor:
-        return self.backward(g, like, *(() if self._adaptive else self.options))
+        return self.backward(g, like, *self.options)
 
-    @property
-    def _adaptive(self) -> bool:
-        return len(self.options) == 1
+
+@dataclass(frozen=True)
+class AdaptiveAverage:
+    forward: Any  # aten._adaptive_avg_poolNd
+    backward: Any  # which reads the output's size off g
+    size: list[int]
+
+    def apply(self, x: Tensor, indices: Tensor | None) -> Tensor:
+        return self.forward(x, self.size)
+
+    def adjoint(self, g: Tensor, like: Tensor, indices: Tensor | None) -> Tensor:
+        return self.backward(g, like)
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ def adaptive_average(dims: int) -> Any:
         size = [input.shape[d - dims] if n is None else n for d, n in enumerate(given)]
         if all(n == 1 for n in size):
             return NotImplemented
-        return Pool.apply(input, Average(forward, backward, (size,)), None, ())
+        return Pool.apply(_cast(input, dims), AdaptiveAverage(forward, backward, size), None, ())
 
     return row
 
@@ -165,11 +174,17 @@ def maximum(dims: int) -> Any:
         if return_indices or not reroutable(input) or input.dim() != dims + 2:
             return NotImplemented
         options = (*_window(kernel_size, stride, padding, dims), _list(dilation, dims), ceil_mode)
+        input = _cast(input, dims)
         with torch.no_grad():
             y, indices = forward(input, *options)
         return Pool.apply(input, Maximum(backward, options, dims), indices, (y,))
 
     return row
+
+
+def _cast(x: Tensor, dims: int) -> Any:
+    """As autocast does with the arguments of adaptive_avg_pool3d and max_pool3d, but not of what these call."""
+    return autocast_float32(x, device="cpu")[0] if dims == 3 else x
 
 
 _average2d, _adaptive_average2d, _maximum2d = average(2), adaptive_average(2), maximum(2)
