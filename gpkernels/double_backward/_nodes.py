@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.modules._functions import BackwardHookFunction
 
+from gpkernels._support import under_vmap
+
 _will_run = torch._C._will_engine_execute_node
 
 
@@ -52,12 +54,6 @@ def wants(ctx: Any, slot: int, recording: Recording | None = None, edge: int | N
         return _will_run(node)
     except RuntimeError:  # a leaf whose gradient torch.autograd.grad returns: the engine refuses the question
         return True
-
-
-def under_vmap(g: Tensor) -> bool:
-    """Whether g stands for a batch of gradients, as in torch.autograd.grad(is_grads_batched=True): the backward must
-    then be made of plain operations, since a Function would see, and record, the batch's wrapper."""
-    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(g)
 
 
 def records(g: Tensor) -> bool:
