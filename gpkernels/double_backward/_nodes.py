@@ -22,6 +22,7 @@ class Recording:
 
     def __init__(self, active: bool = True) -> None:
         self.active = active  # calls are rerouted
+        self.first = torch.autograd._get_sequence_nr()  # nodes of this thread's graphs with lower numbers are older
         self.seeds: Tensor | None = None
         self.weights_wanted = False  # every weight is an input of the running torch.autograd.grad
         self.fused: list[tuple[Any, Any]] = []  # norms' results, by weak references, and the nodes that pass them by

@@ -140,7 +140,13 @@ class ToInput(Node):
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, w: Tensor, b: Tensor | None, x: Tensor | None, map: BilinearMap, recording: Recording | None
+        ctx: Any,
+        g: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        x: Tensor | None,
+        map: BilinearMap,
+        recording: Recording | None,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, w, x)
@@ -254,6 +260,7 @@ def linear(recording: Recording, input: Tensor, weight: Tensor, bias: Tensor | N
         return NotImplemented
     if bias is not None and bias.shape != weight.shape[:1]:
         w, b = autocast(weight, bias)
+        assert w is not None and b is not None
         if b.dtype != w.dtype:
             return NotImplemented
         y = linear(recording, input, weight)
