@@ -260,7 +260,8 @@ def linear(recording: Recording, input: Tensor, weight: Tensor, bias: Tensor | N
         return NotImplemented
     if bias is not None and bias.shape != weight.shape[:1]:
         w, b = autocast(weight, bias)
-        assert w is not None and b is not None
+        assert w is not None
+        assert b is not None
         if b.dtype != w.dtype:
             return NotImplemented
         y = linear(recording, input, weight)

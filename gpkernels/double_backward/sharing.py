@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gpkernels.double_backward._nodes import Recording
@@ -223,10 +222,8 @@ def _entering(edges: list[Any], arguments: Sequence[Tensor], inside: range) -> l
 
 def _of_others(node: Any) -> bool:
     """Whether the node is that of an autograd Function from outside this package."""
-    if not isinstance(node, BackwardCFunction):
-        return False
-    function: Any = node._forward_cls
-    return not function.__module__.startswith("gpkernels.")
+    function = getattr(node, "_forward_cls", None)
+    return function is not None and not function.__module__.startswith("gpkernels.")
 
 
 def _inputs_first(roots: list[Any], entry: Any) -> list[Any]:
