@@ -16,6 +16,15 @@ under_transform = torch._C._are_functorch_transforms_active
 """True inside torch.func transforms (grad, vmap, ...), which see through plain torch code only."""
 
 
+def under_vmap(*tensors: torch.Tensor) -> bool:
+    """Whether a transform is active or one of these stands for a batch of tensors, as the gradients do under
+    torch.autograd.grad(is_grads_batched=True), which is a vmap of its own: then plain torch code alone is right, since
+    a kernel or a Function would see, and record, the batch's wrapper."""
+    if torch.compiler.is_compiling():
+        return False
+    return under_transform() or any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
+
+
 def always(tensor: torch.Tensor, **options: Any) -> tuple[bool, str]:
     return True, ""
 

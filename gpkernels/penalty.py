@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +176,9 @@ def score_and_penalty(
             trace = call.differentiate(x, call.create_graph)
             scores, penalty = trace.scores, measure(trace.grad)
             if call.create_graph:
-                scores, penalty = double_backward.share(scores, penalty, trace.entry, trace.recording, trace.scale)
+                scores, penalty = double_backward.share(
+                    scores, penalty, trace.entry, trace.recording, trace.scale, trace.views
+                )
     return (scores, penalty) if call.create_graph else (scores.detach(), penalty.detach())
 
 
@@ -211,6 +214,7 @@ class _Trace:
     entry: Any  # the node of x, with which the graph ends
     recording: Recording
     scale: Tensor | None  # the factor that the gradient was computed with, and freed of
+    views: list[Tensor]  # in which the graphs of the critic's arguments end
 
 
 class _Constant(torch.autograd.Function):
@@ -249,6 +253,23 @@ class _Call:
         self.scaler = scaler
         self.create_graph = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
+    def _on_views(self) -> tuple[_Call, list[Tensor]]:
+        """This call on other tensors for the arguments that were computed from something, and the views of these that
+        lie between: where the graph of a caller ends, and that of the critic begins."""
+        views: list[Tensor] = []
+
+        def within(argument: Any) -> Any:
+            computed = isinstance(argument, Tensor) and argument.requires_grad and not argument.is_leaf
+            if not computed or argument.layout is not torch.strided or argument.is_nested:
+                return argument
+            views.append(argument.view_as(argument))
+            return views[-1].view_as(argument)
+
+        call = copy.copy(self)
+        call.args = tuple(within(a) for a in self.args)
+        call.kwargs = {name: within(a) for name, a in self.kwargs.items()}
+        return call, views
+
     def scores(self, x: Tensor) -> Tensor:
         scores = self.critic(x, *self.args, **self.kwargs)
         if not isinstance(scores, Tensor):
@@ -265,14 +286,15 @@ class _Call:
         """The scores at x and the gradient of each sample's in x; with create_graph both can be differentiated on."""
         x = Entry.apply(x.detach().requires_grad_())
         with double_backward.rerouted(create_graph, double_backward.pays(self.critic, x)) as recording:
-            scores = self.scores(x)
+            call, views = self._on_views()
+            scores = call.scores(x)
         scale = self.loss_scale(scores.device)
         grad = self._input_gradient(scores, x, scale, create_graph)
         if create_graph and not grad.requires_grad:
             grad = _Constant.apply(grad, x)
         entry: Any = x.grad_fn
         entry.closed = True
-        return _Trace(scores, grad, entry, recording, scale)
+        return _Trace(scores, grad, entry, recording, scale, views)
 
     def _input_gradient(self, scores: Tensor, x: Tensor, factor: Tensor | None, create_graph: bool) -> Tensor:
         if not scores.requires_grad:

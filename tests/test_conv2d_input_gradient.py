@@ -126,6 +126,7 @@ def test_strided_arguments_are_copied():
     assert got.is_contiguous()
 
 
+@torch.no_grad()
 def test_taken_where_it_wins_and_no_other_backend_is_asked_for():
     g, w, x = problem(2, 3, 4, (16, 16), (4, 4), (2, 2), (1, 1), torch.float32)
     assert wins(g, w, x, (2, 2))
@@ -139,6 +140,15 @@ def test_taken_where_it_wins_and_no_other_backend_is_asked_for():
         assert not wins(g, w, x, (2, 2))
     with gp.backend("cpu"):
         assert wins(g, w, x, (2, 2))
+    with torch.enable_grad():
+        assert not wins(g, w, x, (2, 2))
+
+
+def test_raises_instead_of_losing_a_gradient():
+    g, w, x = problem(2, 3, 4, (16, 16), (4, 4), (2, 2), (1, 1))
+    assert not conv2d_input_gradient(g, w, x, (2, 2), (1, 1)).requires_grad
+    with pytest.raises(RuntimeError, match="conv2d_input_gradient is a raw kernel without a derivative"):
+        conv2d_input_gradient(g, w.requires_grad_(), x, (2, 2), (1, 1))
 
 
 @pytest.mark.parametrize("options", [{}, {"groups": 3}, {"dilation": 2}])

@@ -275,12 +275,14 @@ def test_hessian_of_a_function_with_the_block_inside():
 
 
 CALLS = {
-    "conv": lambda x: F.conv1d(x, W),
-    "relu": lambda x: F.relu(x) * x,
-    "pools": lambda x: F.max_pool1d(x, 2) * F.avg_pool1d(x, 2),
-    "norm": lambda x: F.leaky_relu(F.group_norm(x, 2), 0.2),
-    "batch norm": lambda x: F.relu(F.batch_norm(x, None, None, training=True)),
-    "linear": lambda x: F.linear(x, torch.ones(2, 4)).square(),
+    "conv": (lambda x, w: F.conv1d(x, w), (2, 4, 3)),
+    "conv2d of few channels": (lambda x, w: F.leaky_relu(F.conv2d(x[:, :3, None], w, padding=1), 0.2), (2, 3, 3, 3)),
+    "transposed conv": (lambda x, w: F.conv_transpose1d(x, w), (4, 2, 2)),
+    "relu": (lambda x, w: F.relu(x) * x * w, (4,)),
+    "pools": (lambda x, w: F.max_pool1d(x * w, 2) * F.avg_pool1d(x, 2), (4,)),
+    "norm": (lambda x, w: F.leaky_relu(F.group_norm(x, 2, w), 0.2), (4,)),
+    "batch norm": (lambda x, w: F.relu(F.batch_norm(x, None, None, w, training=True)), (4,)),
+    "linear": (lambda x, w: F.linear(x, w).square(), (2, 4)),
 }
 W = torch.linspace(-1, 1, 24, dtype=torch.float64).view(2, 4, 3)
 
@@ -288,15 +290,67 @@ W = torch.linspace(-1, 1, 24, dtype=torch.float64).view(2, 4, 3)
 @pytest.mark.parametrize("name", CALLS)
 def test_batched_gradients_of_a_graph_made_inside(name):
     """As torch.autograd.functional's vectorize=True does: a backward, and a double one, under vmap."""
-    x = leaf(2, 4, 4)
+    call, shape = CALLS[name]
+    leaves = [leaf(2, 4, 4), leaf(*shape)]
     for create_graph in (False, True):
-        y = CALLS[name](x).flatten()
-        rows = [torch.autograd.grad(y, x, e, create_graph=True)[0] for e in torch.eye(len(y))]
+        y = call(*leaves).flatten()
+        rows = zip(*(torch.autograd.grad(y, leaves, e, create_graph=True) for e in torch.eye(len(y))), strict=True)
         with gp.fast_double_backward():
-            y = CALLS[name](x).flatten()
-        (g,) = torch.autograd.grad(y, x, torch.eye(len(y)), is_grads_batched=True, create_graph=create_graph)
-        results = [[t, *(plain.gradients(t.sin().sum(), [x]) if create_graph else ())] for t in (g, torch.stack(rows))]
+            y = call(*leaves).flatten()
+        batched = torch.autograd.grad(y, leaves, torch.eye(len(y)), is_grads_batched=True, create_graph=create_graph)
+        results = [list(batched), [torch.stack(r) for r in rows]]
+        if create_graph:
+            for found in results:
+                found += plain.gradients(sum(g.sin().sum() for g in found), leaves)
         plain.assert_close(*results, 1e-11)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 5, 4)])
+def test_linear_layers_of_no_features(shape):
+    results = []
+    for block in (torch.enable_grad(), gp.fast_double_backward()):
+        torch.manual_seed(1)
+        leaves = [leaf(*shape), leaf(3, 0), leaf(3)]
+        with block:
+            y = F.linear(leaves[0][..., :0], *leaves[1:])
+        first = plain.gradients(y.sin().sum(), leaves, create_graph=True)
+        results.append([y, *first, *plain.gradients(sum(g.sin().sum() for g in first), leaves)])
+    plain.assert_close(*results)
+
+
+def test_changes_of_what_a_frozen_linear_layer_was_applied_to():
+    """It keeps its input for the weight's gradient alone; a bias that learns needs none."""
+    results = []
+    for block in (torch.enable_grad(), gp.fast_double_backward()):
+        torch.manual_seed(1)
+        x, w, b = leaf(2, 4), torch.randn(4, 4), leaf(4)
+        with block:
+            h = x * 1
+            h += F.linear(h, w, b)
+        first = plain.gradients(h.sin().sum(), [x, b], create_graph=True)
+        results.append([*first, *plain.gradients(sum(g.sin().sum() for g in first), [x, b])])
+    plain.assert_close(*results)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 3), (2, 3), (2, 1), (5, 2, 3), (4,)])
+@pytest.mark.parametrize("of_bias", [torch.float32, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bias_of_another_shape(shape, of_bias, autocast):
+    """The dtype, the values and the errors of plain torch."""
+    results = []
+    for block in (torch.enable_grad(), gp.fast_double_backward()):
+        torch.manual_seed(1)
+        x, w = (torch.randn(size, dtype=torch.float32).requires_grad_() for size in ((2, 4), (3, 4)))
+        b = torch.randn(shape, dtype=of_bias).requires_grad_()
+
+        def run(block=block, leaves=(x, w, b)):
+            with block, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = F.linear(*leaves)
+            return [y, *plain.gradients(y.sin().sum(), leaves)]
+
+        results.append(plain.outcome(run))
+    plain.assert_same_outcome(results[1], results[0], 2e-2 if autocast else None)
+    assert isinstance(results[1], list) == (len(shape) < 3 and shape != (4,) and of_bias == torch.float32)
 
 
 def test_nested_tensors_are_left_to_torch():

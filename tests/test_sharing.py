@@ -262,6 +262,114 @@ def test_pairs_survive_a_copy_of_the_critic():
     assert all(p.grad is None for p in twin.parameters())
 
 
+class Clamped(torch.autograd.Function):
+    """A backward that is not linear: what comes in two parts comes out another."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clamp(-0.05, 0.05)
+
+
+def conditional(elsewhere=None):
+    """A critic of (x, c); or of x alone, which finds c elsewhere."""
+    critic = dense(lambda self, h: self.head(h * self.condition[1] + self.condition[0]))
+    critic.condition = elsewhere
+
+    def call(x, first, second):
+        critic.condition = (first, second) if elsewhere is None else elsewhere
+        return critic(x)
+
+    return critic, call
+
+
+def normed(c):
+    c.register_hook(lambda g: g / g.norm())
+    return c
+
+
+OUTSIDE = {
+    "computed": lambda p: p * 2,
+    "hooked": lambda p: normed(p * 2),
+    "of a Function": lambda p: Clamped.apply(p),
+    "that keeps its gradient": lambda p: kept(p * 2),
+    "a leaf": lambda p: p,
+}
+
+
+def kept(c):
+    c.retain_grad()
+    return c
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("way", ["argument", "keyword", "in a list", "closure"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_tensors_from_outside_the_critic(name, way, when, elsewhere):
+    """Autograd goes once through what lies behind them, with all of their gradient, and can give it to the caller."""
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(1)
+        p = torch.randn(4, 4).requires_grad_()
+        c = OUTSIDE[name](p) if when == "before" else p * 2
+        critic, call = conditional((c, c) if way == "closure" else None)
+        options = {
+            "argument": {"critic_args": (c, c)},
+            "keyword": {"critic_kwargs": {"first": c, "second": c}},
+            "in a list": {"critic_args": ([c, c],)},
+            "closure": {"critic_args": (None, None)},
+        }[way]
+        if way == "in a list":
+            call = lambda x, pair, call=call: call(x, *pair)  # noqa: E731
+        if ours:
+            scores, penalty = gp.score_and_penalty(call, X, **options)
+            merged = way in ("argument", "keyword") or (name == "a leaf" and when == "before")
+            assert ("Shared" in penalty.grad_fn.name()) == merged
+        else:
+            plainly = lambda x, o=options, f=call: f(x, *o.get("critic_args", ()), **o.get("critic_kwargs", {}))  # noqa: E731
+            scores, penalty = plain.scores_and_penalty(plainly, X)
+        if when == "after" and name in ("hooked", "that keeps its gradient"):
+            normed(c) if name == "hooked" else kept(c)
+        value = plain.loss(scores, penalty) + (c.cos().sum() if elsewhere else 0)
+        found = plain.gradients(value, [c, *critic.parameters()], retain_graph=True)
+        value.backward()
+        results.append([*found, *plain.kept_gradients([p, *critic.parameters()])])
+        if c.retains_grad:
+            results[-1].append(c.grad)
+    plain.assert_close(*results)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_weight_behind_another(both):
+    """The critic uses a parameter and what is computed from it."""
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(1)
+        p = torch.randn(4).requires_grad_()
+        critic = dense(lambda self, h, p=p: self.head(h * self.condition) + (p.sum() if both else 0))
+
+        def call(x, c, critic=critic):
+            critic.condition = c
+            return critic(x)
+
+        args = (p.exp(),)
+        if ours:
+            pair = gp.score_and_penalty(call, X, critic_args=args)
+        else:
+            pair = plain.scores_and_penalty(lambda x, call=call, args=args: call(x, *args), X)
+        plain.loss(*pair).backward()
+        results.append(plain.kept_gradients([p, *critic.parameters()]))
+    plain.assert_close(*results)
+
+
+def test_functions_inside_the_critic_that_are_not_linear():
+    plain.assert_same_steps(lambda: dense(lambda self, h: self.head(h * Clamped.apply(self.other.weight))), X)
+
+
 def test_what_the_critic_shares_with_the_rest_of_the_loss():
     """The merged backward leaves a graph that others go through too."""
     results = []

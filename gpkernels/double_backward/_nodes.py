@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.modules._functions import BackwardHookFunction
 
+from gpkernels._support import under_vmap
+
 _will_run = torch._C._will_engine_execute_node
 
 
@@ -20,6 +22,7 @@ class Recording:
 
     def __init__(self, active: bool = True) -> None:
         self.active = active  # calls are rerouted
+        self.first = torch.autograd._get_sequence_nr()  # nodes of this thread's graphs with lower numbers are older
         self.seeds: Tensor | None = None
         self.weights_wanted = False  # every weight is an input of the running torch.autograd.grad
         self.fused: list[tuple[Any, Any]] = []  # norms' results, by weak references, and the nodes that pass them by
@@ -52,12 +55,6 @@ def wants(ctx: Any, slot: int, recording: Recording | None = None, edge: int | N
         return _will_run(node)
     except RuntimeError:  # a leaf whose gradient torch.autograd.grad returns: the engine refuses the question
         return True
-
-
-def under_vmap(g: Tensor) -> bool:
-    """Whether g stands for a batch of gradients, as in torch.autograd.grad(is_grads_batched=True): the backward must
-    then be made of plain operations, since a Function would see, and record, the batch's wrapper."""
-    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(g)
 
 
 def records(g: Tensor) -> bool:

@@ -14,7 +14,7 @@ gradient becomes ToWeight(g, t + s x), one convolution for loss and penalty, and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +27,12 @@ aten = torch.ops.aten
 
 
 class BilinearMap(Protocol):
+    to_input_takes_x: ClassVar[bool]
+
     def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor: ...
 
-    def to_input(self, g: Tensor, w: Tensor, x: Tensor) -> Tensor:
-        """The gradient in x, of which only shape and layout are used."""
+    def to_input(self, g: Tensor, w: Tensor, x: Tensor | None) -> Tensor:
+        """The gradient in x, of which only shape and layout are used; None will do unless `to_input_takes_x`."""
 
     def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
         """The gradient in w, of which only shape and layout are used."""
@@ -40,13 +42,14 @@ class BilinearMap(Protocol):
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(BilinearMap):
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     transposed: bool
     output_padding: tuple[int, ...]
     groups: int
+    to_input_takes_x = True
 
     @property
     def _options(self) -> tuple[Any, ...]:
@@ -59,7 +62,8 @@ class Convolution:
     def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return aten.convolution(x, w, b, *self._options)
 
-    def to_input(self, g: Tensor, w: Tensor, x: Tensor) -> Tensor:
+    def to_input(self, g: Tensor, w: Tensor, x: Tensor | None) -> Tensor:
+        assert x is not None
         if self._is_plain and wins(g, w, x, self.stride):
             return conv2d_input_gradient(g, w, x, self.stride, self.padding)
         return aten.convolution_backward(g, x, w, None, *self._options, (True, False, False))[0]
@@ -75,20 +79,26 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(BilinearMap):
+    to_input_takes_x = False
+
     def apply(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return F.linear(x, w, b)
 
-    def to_input(self, g: Tensor, w: Tensor, x: Tensor) -> Tensor:
+    def to_input(self, g: Tensor, w: Tensor, x: Tensor | None) -> Tensor:
         return g.matmul(w)
 
     def to_weight(self, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
-        return g.reshape(-1, g.shape[-1]).mT.mm(x.reshape(-1, x.shape[-1]))
+        return _rows(g).mT.mm(_rows(x))
 
     def to_bias(self, g: Tensor, seeds: Tensor | None = None) -> Tensor:
         if seeds is None:
-            return g.reshape(-1, g.shape[-1]).sum(0)
+            return _rows(g).sum(0)
         return (g if g.dim() == 2 else g.flatten(1, -2).sum(1)).mT.mv(seeds.to(g.dtype))
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(t.shape[:-1].numel(), t.shape[-1])  # -1 would be unknown for no features
 
 
 class Apply(Node):
@@ -99,7 +109,7 @@ class Apply(Node):
         ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, map: BilinearMap, recording: Recording | None
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] or map.to_input_takes_x else None, w)
         ctx.map, ctx.recording, ctx.bias = map, recording, b
         return map.apply(x, w, b)
 
@@ -112,7 +122,7 @@ class Apply(Node):
         grad_x = grad_w = None
         if wants(ctx, 0):
             if create_graph:
-                grad_x = ToInput.apply(g, w, ctx.bias, x.detach(), map, ctx.recording)
+                grad_x = ToInput.apply(g, w, ctx.bias, None if x is None else x.detach(), map, ctx.recording)
             else:
                 grad_x = map.to_input(g, w, x)
         if wants(ctx, 1):
@@ -124,12 +134,19 @@ class Apply(Node):
 class ToInput(Node):
     """map.to_input(g, w): linear in g and in w. Highest gradient order: any.
 
-    b is an argument so that its gradient is zeros, as autograd's own would be, instead of None.
+    b is an argument so that its gradient is zeros, as autograd's own would be, instead of None. x is what w was applied
+    to, or None where nothing needs it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, w: Tensor, b: Tensor | None, x: Tensor, map: BilinearMap, recording: Recording | None
+        ctx: Any,
+        g: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        x: Tensor | None,
+        map: BilinearMap,
+        recording: Recording | None,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, w, x)
@@ -242,7 +259,13 @@ def linear(recording: Recording, input: Tensor, weight: Tensor, bias: Tensor | N
     if not reroutable(input, weight, bias) or weight.dim() != 2 or input.dim() < 2:
         return NotImplemented
     if bias is not None and bias.shape != weight.shape[:1]:
-        return linear(recording, input, weight) + bias
+        w, b = autocast(weight, bias)
+        assert w is not None
+        assert b is not None
+        if b.dtype != w.dtype:
+            return NotImplemented
+        y = linear(recording, input, weight)
+        return y + b.expand_as(y)
     return _apply(input, weight, bias, Linear(), recording)
 
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from gpkernels import registry
+from gpkernels._support import under_vmap
 from gpkernels.double_backward._nodes import (
     Node,
     Recording,
     autocast_float32,
     autocast_unknown,
     reroutable,
-    under_vmap,
     wants,
 )
 from gpkernels.ops._layout import accumulation_dtype, layout_of

@@ -4,8 +4,10 @@ Back-propagation is linear in its seed. For a critic whose samples do not meet a
 adjoint of any loss of the scores is, at every layer, s_b = dLoss/dscore_b times the adjoint g that the penalty's
 gradient in x already went through, and the second derivative sends nothing back along the forward. So loss and penalty
 need one sweep together: the tangents t of the penalty, with the weight gradient of t + s x against g (see `bilinear`).
-Parameters that enter elsewhere (a bias added by hand, a class embedding, the slopes of a PReLU) get the loss's share
-from an ordinary backward that goes no deeper than they lie.
+Parameters and arguments that enter elsewhere (a bias added by hand, a class embedding, the slopes of a PReLU) get the
+loss's share from an ordinary backward that goes no deeper than they lie. What the critic itself makes of them is then
+differentiated twice, once for each share, and must be known to be linear there; graphs from outside the critic are not,
+since autograd goes through them after the merged backward, with the sum.
 
 `share` walks the graph from the scores to x and takes this road only if every step is known to be of that kind. Any
 other critic keeps the graph that autograd made, in which the two still share the forward and one sweep back.
@@ -13,7 +15,7 @@ other critic keeps the graph that autograd made, in which the two still share th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +32,22 @@ from gpkernels.double_backward.pooling import Pool
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
-def share(scores: Tensor, penalty: Tensor, entry: Any, recording: Recording, scale: Tensor | None) -> tuple[Any, ...]:
+def share(
+    scores: Tensor,
+    penalty: Tensor,
+    entry: Any,
+    recording: Recording,
+    scale: Tensor | None,
+    arguments: Sequence[Tensor] = (),
+) -> tuple[Any, ...]:
     """(scores, penalty) with one backward for both if the critic allows it, else as they are.
 
-    `entry` is the node of x, `scale` the factor by which the adjoints of the recorded graph are too large.
+    `entry` is the node of x, `scale` the factor by which the adjoints of the recorded graph are too large, `arguments`
+    what graphs from outside end in, before the critic: tensors that nobody else has, so that they have no hooks.
     """
     if not recording.active or recording.hooked or scores.numel() != len(scores):
         return scores, penalty
-    found = parameters_between(entry, scores, recording)
+    found = parameters_between(entry, scores, recording, arguments)
     if found is None or not found[0]:
         return scores, penalty
     weights, others = found
@@ -146,13 +156,14 @@ def _gradients(
     return list(found)
 
 
-def parameters_between(entry: Any, scores: Tensor, recording: Recording) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The weights and biases of the rows between x and the scores, and the leaves that enter between them otherwise;
-    None where the reasoning above does not hold."""
+def parameters_between(
+    entry: Any, scores: Tensor, recording: Recording, arguments: Sequence[Tensor] = ()
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The weights and biases of the rows between x and the scores, and the leaves and arguments that enter between them
+    otherwise; None where the reasoning above does not hold."""
     batch = len(scores)
     depends: dict[Any, bool] = {entry: True}
     weights: dict[int, Tensor] = {}
-    of_weights: list[Any] = []
     of_others: list[Any] = []
     for node in _inputs_first([scores.grad_fn], entry):
         edges = [n for n, _ in node.next_functions if n is not None]
@@ -162,30 +173,57 @@ def parameters_between(entry: Any, scores: Tensor, recording: Recording) -> tupl
             continue
         if not node._input_metadata or tuple(node._input_metadata[0].shape[:1]) != (batch,):
             return None
-        off_path = [n for n in edges if not depends[n]]
         kind: Any = type(node)
         if kind is Apply._backward_cls:
             if node.recording is not recording or not depends[node.next_functions[0][0]] or sum(on_path) != 1:
                 return None
             _, w = node.saved_tensors
             weights.update({id(p): p for p in (w, node.bias) if p is not None and p.requires_grad})
-            of_weights += off_path
         elif kind not in (Activate._backward_cls, Pool._backward_cls):
             rule = _LINEAR.get(node.name())
             if rule is None or not rule(node, on_path):
                 return None
-            of_others += off_path
+            of_others += [edge for edge in node.next_functions if edge[0] is not None and not depends[edge[0]]]
     if not depends[scores.grad_fn]:
         return None
-    others, behind = _leaves(of_others, entry), _leaves(of_weights, entry)
-    if others.keys() & behind.keys():
+    last: Any = scores.grad_fn
+    others = _entering(of_others, arguments, range(recording.first, last._sequence_nr() + 1))
+    if others is None:
         return None
-    return list(weights.values()), list(others.values())
+    found = [get_gradient_edge(p).node for p in (*weights.values(), *others)]
+    behind = _inputs_first([n for node in found for n, _ in node.next_functions if n is not None], entry)
+    if set(found) & set(behind):  # whose gradient would contain, and be added to, that of another
+        return None
+    return list(weights.values()), others
 
 
-def _leaves(roots: list[Any], entry: Any) -> dict[int, Tensor]:
-    variables = [node.variable for node in _inputs_first(roots, entry) if hasattr(node, "variable")]
-    return {id(variable): variable for variable in variables}
+def _entering(edges: list[Any], arguments: Sequence[Tensor], inside: range) -> list[Tensor] | None:
+    """The leaves and arguments that the graph behind `edges` begins with; None if it has parts from outside the critic
+    besides, whose nodes' numbers are not `inside`, or Functions of others, whose backward need not be linear."""
+    ends = {tuple(get_gradient_edge(t)[:2]): t for t in arguments}
+    found: dict[int, Tensor] = {}
+    seen = set()
+    stack = list(edges)
+    while stack:
+        edge = stack.pop()
+        node = edge[0]
+        if node is None or edge in seen:
+            continue
+        seen.add(edge)
+        end = ends.get(edge, getattr(node, "variable", None))
+        if end is not None:
+            found[id(end)] = end
+        elif node._sequence_nr() not in inside or _of_others(node):
+            return None
+        else:
+            stack += node.next_functions
+    return list(found.values())
+
+
+def _of_others(node: Any) -> bool:
+    """Whether the node is that of an autograd Function from outside this package."""
+    function = getattr(node, "_forward_cls", None)
+    return function is not None and not function.__module__.startswith("gpkernels.")
 
 
 def _inputs_first(roots: list[Any], entry: Any) -> list[Any]:

@@ -52,10 +52,11 @@ def kernel(name: str) -> Callable[..., Any]:
     """The op as a plain function, for use inside an autograd Function."""
     op = getattr(torch.ops.gpkernels, name).default
     boxed = op._op  # what op(*args) calls, without its Python frame
-    is_compiling, below_autograd = torch.compiler.is_compiling, torch._C._AutoDispatchBelowAutograd
+    is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+    below_autograd = torch._C._AutoDispatchBelowAutograd
 
     def call(*args: Any) -> Any:
-        if is_compiling():
+        if is_compiling() or is_grad_enabled():  # with gradients on the op looks whether it would lose one
             return op(*args)
         guard = below_autograd()  # in force until deleted: half the cost of a with statement
         try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpkernels import _native, registry
-from gpkernels._support import under_transform
+from gpkernels._support import under_vmap
 from gpkernels.ops._layout import layout_of
 from gpkernels.ops._library import define, kernel
 from gpkernels.ops.conv2d_input_gradient import reference
@@ -35,15 +35,16 @@ def most_channels(input: Tensor, stride: Sequence[int]) -> int:
 
 
 def wins(grad_out: Tensor, weight: Tensor, input: Tensor, stride: Sequence[int]) -> bool:
-    """Whether the C++ kernel can run, and is the faster one."""
+    """Whether the C++ kernel can run, and is the faster one. Where gradients are recorded it cannot: it has none."""
     return (
-        input.dim() == 4
+        not torch.is_grad_enabled()
+        and input.dim() == 4
         and input.shape[1] <= most_channels(input, stride)
         and grad_out.device.type == "cpu"
         and grad_out.dtype in (torch.float32, torch.float64)
         and grad_out.dtype == weight.dtype == input.dtype
         and not _native.missing
-        and not under_transform()
+        and not under_vmap(grad_out, weight)
         and registry.allows("cpu")
     )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpkernels import registry
-from gpkernels._support import under_transform
+from gpkernels._support import under_transform, under_vmap
 from gpkernels.ops.spectral_norm import reference
 from gpkernels.ops.spectral_norm.layout import layouts
 
@@ -211,7 +211,7 @@ class Scale(torch.autograd.Function):
         if layers:
             some = [_dense(grads[i]) for i in layers]
             weights, options = [ctx.weights[i] for i in layers], ctx.options.of(layers)
-            if _is_vmapped(some):
+            if under_vmap(*some):
                 in_weights: Sequence[Tensor] = _plain_backward(options, some, weights)
             elif torch.is_grad_enabled():
                 in_weights = ScaleBackward.apply(options, *some, *weights)
@@ -230,13 +230,6 @@ def _dense(grad: Any) -> Tensor:
 def _backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list[Tensor]:
     u, v, sigma, dims, targets, eps, impl = options
     return impl.backward([g.contiguous() for g in grads], weights, u, v, sigma, dims, targets, eps)
-
-
-def _is_vmapped(grads: list[Tensor]) -> bool:
-    """By a transform, or by `is_grads_batched`, which is a vmap of its own."""
-    if torch.compiler.is_compiling():
-        return False
-    return under_transform() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
 
 
 def _plain_backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list[Tensor]:
