@@ -20,6 +20,7 @@ from gpkernels.training import processes as processes_module
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
 from gpkernels.training.models.batch_norm import synchronise
+from gpkernels.training.models.modes import eval_mode
 from gpkernels.training.objective import Batch, Penalties
 from gpkernels.training.optimizers import make_optimizer
 from gpkernels.training.precision import Precision
@@ -76,10 +77,10 @@ class Learner(Updates):
             plugins.check(self)
         if config.sync_batchnorm and self.processes.count > 1:
             synchronise(self.generator), synchronise(self.critic)
+        self.trained = {name: plugins.trained(name, getattr(self, name)) for name in ("generator", "critic")}
         self._parallel = {name: self.processes.parallel(getattr(self, name)) for name in ("generator", "critic")}
         self.optimizers = {
-            name: make_optimizer(config, name, getattr(self, name).parameters(), self.penalties)
-            for name in ("generator", "critic")
+            name: make_optimizer(config, name, parameters, self.penalties) for name, parameters in self.trained.items()
         }
         self.fixed_z = models.draw_z(config, SAMPLES, torch.Generator().manual_seed(config.seed))
         self.step = 0
@@ -166,13 +167,10 @@ class Learner(Updates):
         """
         number = (self.step - 1) * self.config.critic_steps
         batch = self._batch(number, self._draws(self.step - 1))
-        training = self.critic.training
-        self.critic.eval()
         x = batch.real.requires_grad_()
-        with gp.fast_double_backward():
+        with eval_mode(self.critic), gp.fast_double_backward():
             scores = self.critic(x, *batch.y)
         (grad,) = torch.autograd.grad(scores.sum(), x)
-        self.critic.train(training)
         return gp.grad_norm(grad)
 
     def weight_gradients(self) -> dict[str, float]:
