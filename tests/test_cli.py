@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-import torch
 import trees
 
 from gpkernels import cli
@@ -123,26 +122,6 @@ def test_help_tells_every_setting_with_its_default():
     assert "(default: 0.0002)" in text
     for command in ("sample", "presets", "doctor"):
         assert gpkernels(command, "--help").returncode == 0
-
-
-def test_doctor_reports_and_checks(capsys):
-    code, text, _ = run(capsys, "doctor")
-    assert code == 0
-    assert "native compiler: " in text
-    assert "grad_norm_penalty on cpu: ok" in text
-    assert "cuda tensors: " in text
-    assert torch.cuda.is_available() or "not cuda: torch sees no CUDA device" in text
-
-
-def test_doctor_fails_when_a_kernel_is_wrong(capsys, monkeypatch):
-    from gpkernels import registry
-
-    row = registry._rows["interpolate", "cpu"]
-    wrong = registry.Implementation("interpolate", "cpu", row.supports, lambda *a: row.forward(*a) * 1.01, row.backward)
-    monkeypatch.setitem(registry._rows, ("interpolate", "cpu"), wrong)
-    code, text, _ = run(capsys, "doctor")
-    assert code == 1
-    assert "interpolate on cpu: WRONG" in text
 
 
 @pytest.fixture(scope="module")

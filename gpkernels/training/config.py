@@ -105,7 +105,7 @@ class TrainConfig:
     penalty_interval: int = _setting(1, "lazy regularisation: penalise every this many steps", minimum=1)
 
     generator: str = _setting(
-        "dcgan", "generator: dcgan, resnet (SNGAN's) or resnet-wgan-gp (32 and 64 pixels)", choices=GENERATORS
+        "dcgan", "generator: dcgan, resnet (SNGAN's) or resnet-wgan-gp (its 128 pixels: our own)", choices=GENERATORS
     )
     critic: str = _setting(
         "dcgan",
