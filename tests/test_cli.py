@@ -101,8 +101,9 @@ def test_presets_are_listed_with_what_they_set(capsys):
         assert {key: also[key] for key in settings if key in also} == {k: v for k, v in settings.items() if k in also}
         assert {key for key in settings if key not in also} <= elsewhere
     penalties = {name: dict(line.split(maxsplit=1) for line in lines[1:])["penalty"] for name, lines in listed.items()}
-    assert penalties["ls-gan-pg"] == "10 x ls_gan_pg, norm per pixel"
-    assert penalties["wgan-gp"] == "10 x coupled, norm per sample"
+    assert penalties["ls-gan-pg"] == "10 x ls_gan_pg, R(n) = linear, norm per pixel"
+    assert penalties["wgan-gp"] == "10 x coupled, R(n) = two_sided, norm per sample"
+    assert penalties["r1"] == "10 x r1, R(n) = 0.5 x squared, norm per sample"
     assert penalties["wgan"] == "none, weights clipped to 0.01"
     assert penalties["sngan"] == "none, spectral norm"
 

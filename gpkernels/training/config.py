@@ -79,7 +79,10 @@ class TrainConfig:
     penalty: str = _setting("ls_gan_pg", "kind of gradient penalty", choices=PENALTY_KINDS)
     penalty_weight: float = _setting(10.0, "weight of the gradient penalty", minimum=0)
     penalty_form: str | None = _setting(
-        None, "R(n) of the penalty (default: the kind's usual one)", choices=tuple(PENALTIES)
+        None,
+        "R(n) of the penalty (default: the kind's usual one; that of r1 and r2 is half of squared, so that squared "
+        "itself doubles them)",
+        choices=tuple(PENALTIES),
     )
     penalty_target: float = _setting(1.0, "k of the forms that compare the norm with one", minimum=0)
     penalty_norm: str = _setting("l2", "norm of the gradient", choices=NORMS)
