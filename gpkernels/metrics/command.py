@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpkernels._extras import need
 from gpkernels._version import __version__
 from gpkernels.errors import UserError
 from gpkernels.metrics.evaluator import SAMPLES, Evaluator
@@ -59,9 +60,7 @@ def add_command(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from gpkernels.cli import _need_train_extra
-
-    _need_train_extra()
+    need("evaluate", "numpy", "PIL", "safetensors", "filelock")
     from gpkernels.training import checkpoint, disk
     from gpkernels.training.processes import pick_device
 

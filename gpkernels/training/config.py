@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import types
 import typing
@@ -273,3 +274,19 @@ def setting_types() -> dict[str, type]:
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def add_flag(parser: Any, name: str, **changed: Any) -> None:
+    """Adds the flag of a setting to a parser, or a group of one; `changed` are arguments of `add_argument`.
+
+    A flag that is not given leaves no value behind: a preset, a file or a resumed run decides there.
+    """
+    spec, kind = settings()[name], setting_types()[name]
+    choices = spec.metadata["choices"]
+    text = spec.metadata["help"] + ("" if spec.default is None else f" (default: {spec.default})")
+    arguments: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+    if kind is bool:
+        arguments["action"] = argparse.BooleanOptionalAction
+    else:
+        arguments |= {"type": kind, "metavar": "|".join(choices) if choices else kind.__name__.upper()}
+    parser.add_argument(flag(name), **{**arguments, **changed})

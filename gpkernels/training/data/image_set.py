@@ -215,7 +215,7 @@ class ImageSet:
 
         Batches may lie across two passes, so each pass has every image once, whatever the batch size. Where labels are
         known in part, two streams take turns, of the images with a label and of those without: every batch, and every
-        part of one, is half of either.
+        part of one, is half of either, or one image from it where its size is odd.
         """
         key = config.seed, config.labels
         if key not in self._streams:
