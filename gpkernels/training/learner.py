@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import gpkernels as gp
 from gpkernels.errors import UserError
+from gpkernels.pixels import to_float
 from gpkernels.spectral import spectral_norm_handle
 from gpkernels.training import checkpoint, draws, models, plugins, randomness
 from gpkernels.training import processes as processes_module
@@ -76,7 +77,8 @@ class Learner(Updates):
         if self.given:
             plugins.check(self)
         if config.sync_batchnorm and self.processes.count > 1:
-            synchronise(self.generator), synchronise(self.critic)
+            synchronise(self.generator)
+            synchronise(self.critic)
         self.trained = {name: plugins.trained(name, getattr(self, name)) for name in ("generator", "critic")}
         self._parallel = {name: self.processes.parallel(getattr(self, name)) for name in ("generator", "critic")}
         self.optimizers = {
@@ -192,7 +194,7 @@ class Learner(Updates):
         wrong = 0
         for begin in range(0, len(held_out.images), 500):
             chosen = slice(begin, begin + 500)
-            images = torch.from_numpy(held_out.images[chosen]).float() / 127.5 - 1
+            images = to_float(torch.from_numpy(held_out.images[chosen]))
             guessed = self.critic.guess(images.to(self.device, memory_format=self.memory_format)).argmax(1)
             wrong += int((guessed.cpu() != torch.from_numpy(held_out.labels[chosen])).sum())
         return wrong / len(held_out.images)

@@ -55,14 +55,14 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _prepare_one(config: Any, kind: str, path: Path, jobs: int | None) -> None:
-    from gpkernels.training import data
+    from gpkernels.training import data, disk
     from gpkernels.training.data import prepared
     from gpkernels.training.progress import Reporter
 
     listing = data.LISTINGS[kind](config, path)
     size = data.size_of(config)
     ready = prepared.find(config, listing, size)
-    if ready is not None and prepared.sha256(ready.path) != ready.sha256:
+    if ready is not None and disk.sha256(ready.path) != ready.sha256:
         print(f"{ready.path} has another sha256 than its sidecar says: preparing it anew")
         ready.remove()
         ready = None
