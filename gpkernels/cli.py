@@ -6,7 +6,6 @@ What a person can put right ends in one line on stderr and exit code 2, without 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -51,15 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="say what is built, which backend each op uses and why; check each op")
     doctor.set_defaults(run=_doctor)
     return parser
-
-
-def _need_train_extra() -> None:
-    """The trainer's libraries, or one line that says how to get them."""
-    for name in ("numpy", "PIL", "matplotlib", "rich", "safetensors", "filelock", "accelerate"):
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            raise UserError(f"training wants {name}, which is not installed: pip install 'gpkernels[train]'") from None
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import gpkernels as gp
@@ -26,16 +27,25 @@ def report() -> int:
         print(op)
         for device in ("cpu", "cuda"):
             print(f"  {device} tensors: {_choice(op, device)}")
+    few_channels = f"torch; {_native.missing}" if _native.missing else "cpu for few channels, where it wins, else torch"
+    print(f"{_CONVOLUTION}\n  cpu tensors: {few_channels}\n  cuda tensors: torch")
     print("self-check against the reference (float32 and float64: value, first and second derivative)")
     failures = 0
     for op, check in _CHECKS.items():
         for backend in registry.BACKENDS[1:]:
-            if (op, backend) not in registry._rows or registry.why_not(backend, op):
+            if not _has_kernel(op, backend):
                 continue
             error = max(check(backend, dtype) / tolerance(op, dtype) for dtype in (torch.float32, torch.float64))
             failures += not error <= 1
             print(f"  {op} on {backend}: {'ok' if error <= 1 else 'WRONG'} (worst error {error:.2f} of tolerance)")
     return 1 if failures else 0
+
+
+def _has_kernel(op: str, backend: str) -> bool:
+    """Whether there is one that can run here."""
+    if op == _CONVOLUTION:
+        return backend == "cpu" and not _native.missing
+    return (op, backend) in registry._rows and not registry.why_not(backend, op)
 
 
 def _cuda_device() -> str:
@@ -117,10 +127,37 @@ def _check_spectral_norm(backend: str, dtype: torch.dtype) -> float:
     return _worst(make, backend)
 
 
+def _check_norm_act(backend: str, dtype: torch.dtype) -> float:
+    """Statistics of the batch and of groups, without and with an activation."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        x = _input(backend, dtype)
+        weight, bias = x.new_tensor([0.5, -1.0, 2.0]), x.new_tensor([0.1, 0.0, -0.2])
+        with gp.fast_double_backward():
+            of_batch = F.leaky_relu(F.batch_norm(x, None, None, weight, bias, training=True), 0.2)
+            of_groups = F.group_norm(x, 3, weight, bias)
+        return torch.stack([of_batch, of_groups.sin()]), x
+
+    return _worst(make, backend)
+
+
+def _check_conv2d_input_gradient(backend: str, dtype: torch.dtype) -> float:
+    def make() -> tuple[Tensor, Tensor]:
+        x = _input(backend, dtype)
+        weight = torch.randn(8, 3, 4, 4, dtype=dtype, device=x.device)
+        with gp.fast_double_backward():
+            return F.conv2d(x, weight, stride=2, padding=1), x
+
+    return _worst(make, backend)
+
+
+_CONVOLUTION = "conv2d_input_gradient"
 _CHECKS = {
     "interpolate": _check_interpolate,
     "perturb": _check_perturb,
     "grad_norm_penalty": _check_grad_norm_penalty,
     "pairwise_cost": _check_pairwise_cost,
     "spectral_norm": _check_spectral_norm,
+    "norm_act": _check_norm_act,
+    _CONVOLUTION: _check_conv2d_input_gradient,
 }

@@ -15,7 +15,7 @@ from torch import nn
 from gpkernels import cli, metrics
 from gpkernels.metrics import command, evaluator, features, table
 from gpkernels.metrics.images import to_bytes
-from gpkernels.training import TrainConfig, checkpoint, data, models
+from gpkernels.training import TrainConfig, checkpoint, data, disk, models
 
 SKIMAGE = Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data"
 N = 100
@@ -206,7 +206,7 @@ def test_command_prints_and_writes(trained, tmp_path, capsys):
     assert reports[0] == reports[1]
     assert not list(tmp_path.rglob("*.tmp"))
     report = reports[0]
-    assert report["checkpoint"]["sha256"] == features.digest(trained / "checkpoints/step_00000001/ema.safetensors")
+    assert report["checkpoint"]["sha256"] == disk.sha256(trained / "checkpoints/step_00000001/ema.safetensors")
     assert (report["checkpoint"]["step"], report["seed"], report["n"]) == (1, 5, 130)
     assert {"gpkernels", "torch", "python", "facenet-pytorch"} <= set(report["versions"])
     assert report["data"] == {"name": "lfw-mini", "part": "training", "images": 100}

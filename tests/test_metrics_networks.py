@@ -14,6 +14,7 @@ from torch import nn
 
 from gpkernels.errors import UserError
 from gpkernels.metrics import faces, features, inception
+from gpkernels.training import disk
 
 CPU = torch.device("cpu")
 
@@ -114,7 +115,7 @@ def test_torchscript_files_get_bytes_and_are_asked_for_features(tmp_path):
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     wanted = images.float().mean((1, 2, 3))[:, None].expand(3, 2048)
     torch.testing.assert_close(features.extract(extractor, images), wanted)
-    assert features.digest(tmp_path / "inception.pt") in extractor.description
+    assert disk.sha256(tmp_path / "inception.pt") in extractor.description
 
 
 @pytest.mark.parametrize(

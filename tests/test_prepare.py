@@ -19,7 +19,7 @@ import trees
 
 from gpkernels import cli
 from gpkernels.errors import UserError
-from gpkernels.training import data
+from gpkernels.training import data, disk
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import decoding, prepared
 
@@ -226,7 +226,7 @@ def test_the_mapped_file_is_never_written_to(tmp_path):
     sidecar, _ = prepare(settings)
     data.load(settings).images[:] = 0
     assert data.load(settings).images.any()
-    assert prepared.sha256(sidecar.path) == sidecar.sha256
+    assert disk.sha256(sidecar.path) == sidecar.sha256
 
 
 def many(folder, count):
@@ -281,7 +281,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, cache):
     assert decoded == 1500 - told[0][0]
     assert told[-1] == (1500, 1500)
     same(data.load(settings), wanted)
-    assert prepared.sha256(sidecar.path) == sidecar.sha256
+    assert disk.sha256(sidecar.path) == sidecar.sha256
 
 
 @pytest.mark.parametrize("moment", ["moved", "renamed"])
@@ -311,7 +311,7 @@ def test_a_preparation_killed_at_its_end_goes_on(tmp_path, monkeypatch, moment, 
     sidecar, decoded = prepare(settings)
     assert decoded == (300 - 64 if moment == "moved" else 300)
     same(data.load(settings), wanted)
-    assert prepared.sha256(sidecar.path) == sidecar.sha256
+    assert disk.sha256(sidecar.path) == sidecar.sha256
 
 
 def test_processes_share_one_preparation(tmp_path):

@@ -102,6 +102,14 @@ PUBLISHED = {
         + 4 * 4 * 512
         + 1,
     ),
+    # not published: a block more in each net, between those of the greatest width
+    ("resnet-wgan-gp", "layer", 128, 128): (
+        129 * 8192 + 2 * up(512, 512, False) + sum(up(2 * a, a, False) for a in (256, 128, 64)) + output(64),
+        conv(3, 64, 3)
+        + sum(down(a, b, norm=True, bias=False) for a, b in ((64, 128), (128, 256), (256, 512), (512, 512), (512, 512)))
+        + 4 * 4 * 512
+        + 1,
+    ),
 }
 
 
@@ -119,9 +127,7 @@ def test_known_totals_of_the_published_sizes():
 
 
 SMALL = [
-    *((name, size) for name in ("dcgan", "resnet") for size in (32, 64, 128)),
-    ("resnet-wgan-gp", 32),
-    ("resnet-wgan-gp", 64),
+    *((name, size) for name in ("dcgan", "resnet", "resnet-wgan-gp") for size in (32, 64, 128)),
 ]
 
 
@@ -185,6 +191,7 @@ def test_generator_blocks_by_hand():
         ("resnet", 128, lambda h: h.relu().sum((2, 3))),
         ("resnet-wgan-gp", 32, lambda h: h.relu().mean((2, 3))),
         ("resnet-wgan-gp", 64, lambda h: h.flatten(1)),
+        ("resnet-wgan-gp", 128, lambda h: h.flatten(1)),
     ],
 )
 def test_what_the_dense_layer_takes(name, size, pooled):
@@ -194,11 +201,9 @@ def test_what_the_dense_layer_takes(name, size, pooled):
         module.register_forward_hook(lambda module, given, result: inputs.append((given[0], result)))
     critic(torch.randn(2, 2, size, size))
     torch.testing.assert_close(inputs[-1][0], pooled(inputs[-2][1]))
-    assert [result.shape[2] for _, result in inputs[:-1]] == {
-        32: [16, 8, 8, 8],
-        64: [32, 16, 8, 4],
-        128: [64, 32, 16, 8, 4, 4],
-    }[size]
+    sides = {32: [16, 8, 8, 8], 64: [32, 16, 8, 4], 128: [64, 32, 16, 8, 4, 4]}[size]
+    assert [result.shape[2] for _, result in inputs[:-1]] == sides[: len(blocks)]
+    assert len(blocks) == (5 if (name, size) == ("resnet-wgan-gp", 128) else len(sides))
 
 
 def test_sum_and_mean_pooling_differ_by_the_number_of_positions():
@@ -213,8 +218,6 @@ def test_sum_and_mean_pooling_differ_by_the_number_of_positions():
     [
         ({"condition": "concat", "classes": 0}, "--condition concat: wanted data with at least two classes, got 0"),
         ({"size": 48}, "--image-size: wanted one of 32, 64, 128, got 48"),
-        ({"size": 128, "critic": "resnet-wgan-gp"}, "--critic resnet-wgan-gp: wanted --image-size 32 or 64, got 128"),
-        ({"size": 128, "generator": "resnet-wgan-gp"}, "--generator resnet-wgan-gp: wanted --image-size 32 or 64"),
         ({"critic": "cost-model", "critic_norm": "layer"}, "--critic-norm: wanted none for cost-model"),
         ({"labels": 10, "condition": "concat"}, "--labels: wanted --condition classes"),
         ({"label_attribute": "Smiling"}, "--label-attribute: wanted --data celeba:PATH, got lfw-mini"),

@@ -1,5 +1,7 @@
 """Of a training step, beside the losses: what a log calls the gap, which images it takes, clipping, latent vectors."""
 
+import dataclasses
+
 import pytest
 import torch
 from threads import one_thread  # noqa: F401
@@ -8,6 +10,7 @@ from gpkernels.training import Learner, TrainConfig, Trainer, data, from_preset,
 from gpkernels.training.draws import AROUND
 from gpkernels.training.objective import Batch, Penalties, make_objective
 from gpkernels.training.optimizers import clip_weights
+from gpkernels.training.presets import describe
 from gpkernels.training.processes import Processes
 
 
@@ -68,6 +71,32 @@ def test_latent_vectors_have_mean_0_and_the_named_distribution(z, std):
 def test_the_norm_runs_over_what_its_kind_is_published_with(settings, wanted):
     """Preset ls-gan-pg with another penalty gets that one's own norm, not pixels."""
     assert [penalty.axes for penalty in Penalties(from_preset("ls-gan-pg", settings)).each] == wanted
+
+
+class Slope(torch.nn.Module):
+    """Scores whose gradient in a 1x2x2 image has the norm 3."""
+
+    def forward(self, x):
+        return 1.5 * x.sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["r1", "r2", "wgan-gp", "ls-gan-pg", "dragan"])
+def test_presets_list_the_penalty_that_is_computed(name):
+    """Form and factor, which `--penalty-form` leaves out, of the penalty."""
+    config = from_preset(name, {"penalty_axes": "sample", "batch_size": 4})
+    (line,) = (line for line in describe(name).splitlines() if "R(n)" in line)
+    listed = line.partition("R(n) = ")[2].partition(",")[0]
+    factor, _, form = listed.rpartition(" x ")
+    alone = Processes(torch.device("cpu"))
+    x, y = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2)
+    values = []
+    for form_of in (None, form):
+        config = dataclasses.replace(config, penalty_form=form_of)
+        drawn = {kind: row.draw(config, x, torch.Generator(), alone) for kind, row in AROUND.items()}
+        values.append(Penalties(config)(Slope(), Batch(x), y, drawn)[2].item())
+    usual, plain = values
+    assert usual == pytest.approx(float(factor or 1) * plain)
+    assert plain == pytest.approx(10 * {"squared": 9, "two_sided": 4, "linear": 3}[form])
 
 
 def test_a_penalty_as_published_code_has_it():

@@ -11,7 +11,7 @@ from threads import one_thread  # noqa: F401
 
 from benchmarks import processes as model
 from gpkernels.training import Learner, TrainConfig
-from gpkernels.training.models.batch_norm import SyncBatchNorm2d, synchronise
+from gpkernels.training.models.batch_norm import synchronise
 from gpkernels.training.processes import Processes
 
 PENALISED = {"penalty_axes": "sample", "penalty_weight": 3.0}
@@ -68,6 +68,7 @@ def train_all(processes, folder):
     learner = trained(2, **OWN)
     torch.save(weights(learner), f"{folder}/own-{processes.index}.pt")
     torch.save([in_float32(settings) for settings in FLOAT32], f"{folder}/float32-{processes.index}.pt")
+    torch.save(trained_own_nets(), f"{folder}/own-nets-{processes.index}.pt")
     for options in NORMS:
         torch.save(through_batch_norm(processes, *options), f"{folder}/{options}-{processes.index}.pt")
 
@@ -103,22 +104,52 @@ def in_float32(settings):
     return found | {f"{name}.{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
 
 
-NORMS = [(affine, momentum) for affine in (True, False) for momentum in (0.1, None)]
+def own_nets():
+    """Nets with BatchNorms of every dimension, one of them under two names in each net."""
+    torch.manual_seed(5)
+    twice, in_critic = torch.nn.BatchNorm1d(8), torch.nn.BatchNorm1d(8)
+    generator = torch.nn.Sequential(
+        *(torch.nn.Linear(4, 8), twice, torch.nn.ReLU(), torch.nn.Linear(8, 8), twice, torch.nn.ReLU()),
+        *(torch.nn.Linear(8, 1024), torch.nn.Unflatten(1, (4, 4, 8, 8)), torch.nn.BatchNorm3d(4)),
+        *(torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Unflatten(1, (1, 32, 32))),
+    )
+    critic = torch.nn.Sequential(
+        *(torch.nn.BatchNorm2d(1), torch.nn.Flatten(2), torch.nn.BatchNorm1d(1), torch.nn.Flatten()),
+        *(torch.nn.Linear(1024, 8), in_critic, torch.nn.SiLU(), torch.nn.Linear(8, 8), in_critic, torch.nn.SiLU()),
+        torch.nn.Linear(8, 1),
+    )
+    return {"generator": generator, "critic": critic}
 
 
-def through_batch_norm(processes, affine, momentum):
+def trained_own_nets():
+    config = TrainConfig(**{**ranks.TINY, "penalty": "r1", "loss": "hinge", **PENALISED})
+    learner = Learner(config, ranks.image_set(ranks.Doubles), **own_nets())
+    for _ in range(STEPS):
+        learner.train_step()
+    return weights(learner)
+
+
+NORMS = [
+    *((2, affine, momentum) for affine in (True, False) for momentum in (0.1, None)),
+    *((dimensions, True, 0.1) for dimensions in (0, 1, 3)),
+]
+
+
+def through_batch_norm(processes, dimensions, affine, momentum):
     """A synchronised BatchNorm's output, its derivatives to the third order, and its statistics: this process's part
     of those of the samples, the whole of the others."""
     draws = torch.Generator().manual_seed(3)
-    x, a, b, c = torch.randn(4, 6, 3, 4, 5, generator=draws)
-    x = (x + 100 * torch.arange(6.0)[:, None, None, None])[processes.shard.of(6)].requires_grad_()
-    norm = torch.nn.BatchNorm2d(3, affine=affine, momentum=momentum)
+    x, a, b, c = torch.randn(4, 6, 3, *(4, 5, 2)[:dimensions], generator=draws)
+    x = (x + 100 * torch.arange(6.0).view(-1, 1, *[1] * dimensions))[processes.shard.of(6)].requires_grad_()
+    norm = getattr(torch.nn, f"BatchNorm{dimensions or 1}d")(3, affine=affine, momentum=momentum)
     if affine:
         with torch.no_grad():
             norm.weight.copy_(torch.tensor([0.5, -2.0, 1.0]))
     if processes.count > 1:
-        norm = synchronise(torch.nn.Sequential(norm))[0]
-        assert isinstance(norm, SyncBatchNorm2d)
+        plain = type(norm)
+        synchronise(norm)
+        assert isinstance(norm, plain)
+        assert type(norm) is not plain
     tangents = [t[processes.shard.of(6)] for t in (a, b, c)]
     for _ in range(2):
         y = norm(x)
@@ -258,6 +289,14 @@ def test_without_synchronisation_each_process_has_statistics_of_its_own(two):
                 if value.is_floating_point():
                     close(mine[f"{net}.{name}"], value)
     assert not torch.allclose(*(each["critic.body.3.running_mean"] for each in found))
+
+
+def test_two_processes_are_one_with_norms_of_ones_own(two):
+    """The statistics of BatchNorm1d and 3d are those of all samples too, under whatever name a net calls them."""
+    mine, theirs = (torch.load(two / f"own-nets-{rank}.pt") for rank in (0, 1))
+    for name, value in trained_own_nets().items():
+        assert torch.equal(mine[name], theirs[name]), name
+        close(mine[name], value)
 
 
 @pytest.mark.parametrize("options", NORMS, ids=str)

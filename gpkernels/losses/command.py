@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpkernels._text import table
 from gpkernels.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def _list(options: argparse.Namespace) -> int:
     print("critic: max E_real f + E_fake g; generator: min E_fake h. With a difference, they see the score less the")
     print("other side's average, or less its partner's in the pair")
     rows = [(row.name, row.f.name, row.g.name, row.h.name, row.relation, row.doc) for row in LOSSES.values()]
-    print(*_table([("loss", "f", "g", "h", "difference", "what it is (source)"), *rows]), sep="\n")
+    print(*table([("loss", "f", "g", "h", "difference", "what it is (source)"), *rows]), sep="\n")
     print("\nloss-sensitive: critic: min C(a), a = margin ||x - G(z)||_1 + L(x) - L(G(z)); generator: min L(G(z))")
-    print(*_table([("loss", "C (source)"), *FAMILY.items()]), sep="\n")
+    print(*table([("loss", "C (source)"), *FAMILY.items()]), sep="\n")
     return 0
 
 
@@ -53,7 +54,7 @@ def _check(options: argparse.Namespace) -> int:
         found = [None if loss.needs_real else examine(loss.f, loss.g, epsilon=loss.epsilon) for loss in losses]
     except ValueError as error:
         raise UserError(f"--{error}") from None
-    lines = _table([_HEAD, *(_row(loss.name, result) for loss, result in zip(losses, found, strict=True))])
+    lines = table([_HEAD, *(_row(loss.name, result) for loss, result in zip(losses, found, strict=True))])
     print(lines[0])
     for line, result in zip(lines[1:], found, strict=True):
         print(line, *(f"    {note}" for note in _notes(result)), sep="\n")
@@ -116,8 +117,3 @@ def _plot(path: Path, losses: Sequence[Loss]) -> None:
         raise UserError("--plot: wanted a loss whose f and g see one score, got relativistic ones only")
     plot.save(path, [(", ".join(loss.name for loss in group), group[0]) for group in alike.values()])
     print(f"Psi and psi -> {path}")
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from gpkernels._extras import need
 from gpkernels.errors import UserError
 from gpkernels.losses.framework import Loss
 from gpkernels.losses.validity import examine, psi
@@ -19,12 +20,9 @@ def save(path: Path, rows: Sequence[tuple[str, Loss]]) -> None:
 
     Raises UserError without matplotlib and for a suffix that it does not know.
     """
-    try:
-        import matplotlib.figure
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--plot: drawing wants {error.name}, which is not installed: pip install 'gpkernels[train]'"
-        ) from None
+    need("--plot: drawing", "matplotlib")
+    import matplotlib.figure
+
     figure = matplotlib.figure.Figure(figsize=(10, 2.8 * len(rows)), layout="constrained")
     for (left, right), (title, loss) in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
         y = torch.linspace(-4, 4, 401, dtype=torch.float64) + (examine(loss.f, loss.g).y_star or 0.0)

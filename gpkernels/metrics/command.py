@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpkernels._extras import need
+from gpkernels._text import table
 from gpkernels._version import __version__
 from gpkernels.errors import UserError
 from gpkernels.metrics.evaluator import SAMPLES, Evaluator
@@ -59,9 +61,7 @@ def add_command(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from gpkernels.cli import _need_train_extra
-
-    _need_train_extra()
+    need("evaluate", "numpy", "PIL", "safetensors", "filelock")
     from gpkernels.training import checkpoint, disk
     from gpkernels.training.processes import pick_device
 
@@ -188,10 +188,7 @@ def _table(results: dict[str, Result]) -> str:
         spread = "" if result.spread is None else f"{result.spread:.3g}"
         counts = f"{result.n}, {result.n_real}"
         rows.append((name, f"{result.value:.5g}", spread, METRICS[name].better, counts, result.spread_of))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(table(rows))
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gpkernels._checks import fail
 from gpkernels.metrics.features import package_file
-from gpkernels.metrics.images import rgb, to_float
+from gpkernels.metrics.images import rgb
+from gpkernels.pixels import to_float
 
 Box = tuple[float, float, float, float]
 

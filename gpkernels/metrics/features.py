@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpkernels.errors import UserError
-from gpkernels.metrics.images import rgb, to_float
+from gpkernels.metrics.images import rgb
+from gpkernels.pixels import to_float
 
 Layer = tuple[Tensor, Tensor]
 
@@ -146,12 +146,3 @@ def package_file(module: str, pattern: str, install: str) -> Path:
     if not files:
         raise UserError(f"this metric wants {pattern} in {spec.submodule_search_locations[0]}, got no such file")
     return files[0]
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            total.update(part)
-    return total.hexdigest()

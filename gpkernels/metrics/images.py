@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpkernels._checks import fail
+from gpkernels.pixels import to_uint8
 
 _SLACK = 1e-3
 
@@ -30,12 +31,7 @@ def to_bytes(name: str, images: Any) -> Tensor:
     low, high = images.min().item(), images.max().item()
     if not (low >= -1 - _SLACK and high <= 1 + _SLACK):  # false for NaN as well
         raise fail(name, "finite values in [-1, 1]", f"values from {low:g} to {high:g}")
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    return to_uint8(images)
 
 
 def rgb(images: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpkernels.errors import UserError
-from gpkernels.metrics.features import Extractor, Layer, digest, folded
+from gpkernels.metrics.features import Extractor, Layer, folded
 from gpkernels.metrics.images import rgb
+from gpkernels.training.disk import sha256
 
 # A block is branches, a branch is steps in order. A step is a convolution (of stride 2 without padding where "/2"
 # follows its name), a pool, or a tuple of convolutions side by side.
@@ -89,7 +90,7 @@ class Inception(Extractor):
         if not path.is_file():
             raise UserError(f"--fid-weights: wanted {_WANTED}, got {path}, which does not exist")
         self._network, resizing = _load(path, device)
-        self.description = f"{path.name}, sha256 {digest(path)}, {resizing}"
+        self.description = f"{path.name}, sha256 {sha256(path)}, {resizing}"
         self.notes = (f"Inception weights as given: {path.name}; published FIDs are from 10,000 to 50,000 samples",)
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gpkernels._checks import fail
 from gpkernels.metrics import distances, faces
-from gpkernels.metrics.images import to_float
 from gpkernels.metrics.reconstruction import minimum_reconstruction_error
 from gpkernels.metrics.sliced import pyramid_wasserstein, sliced_wasserstein
+from gpkernels.pixels import to_float
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpkernels._extras import need
 from gpkernels.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ train writes it at its end."""
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """One flag for every field of TrainConfig, and those that say where and what is shown."""
-    from gpkernels.training.config import flag, setting_types, settings
+    from gpkernels.training.config import add_flag, settings
 
     where = parser.add_argument_group("folders and files")
     where.add_argument("--out", type=Path, default=None, help="the run folder (default: runs/PRESET-NNN, a new one)")
@@ -93,24 +94,16 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="write report.html at the end (default: True)",
     )
-    kinds, group = setting_types(), shown
-    for name, spec in settings().items():
+    group = shown
+    for name in settings():
         if name in GROUPS:
             group = parser.add_argument_group(*GROUPS[name])
-        extra: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if kinds[name] is bool else {}
-        if not extra:
-            choices = spec.metadata["choices"]
-            extra = {"type": kinds[name], "metavar": "|".join(choices) if choices else kinds[name].__name__.upper()}
-        # SUPPRESS keeps what was not given out of the namespace: a preset, a file or a resumed run decides there
-        text = spec.metadata["help"] + ("" if spec.default is None else f" (default: {spec.default})")
-        group.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **extra)
+        add_flag(group, name)
     parser.set_defaults(run=_train)
 
 
 def _train(options: argparse.Namespace) -> int:
-    from gpkernels.cli import _need_train_extra
-
-    _need_train_extra()
+    need("train", "numpy", "PIL", "matplotlib", "rich", "safetensors", "filelock", "accelerate")
     from gpkernels.training import processes
     from gpkernels.training.callbacks import Report, Trackers
     from gpkernels.training.progress import Progress
@@ -254,9 +247,7 @@ def _new_folder(preset: str) -> Path:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from gpkernels.cli import _need_train_extra
-
-    _need_train_extra()
+    need("sample", "numpy", "PIL", "safetensors", "filelock")
     if options.n < 1:
         raise UserError(f"--n: wanted a whole number >= 1, got {options.n}")
     import torch
@@ -273,9 +264,7 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from gpkernels.cli import _need_train_extra
-
-    _need_train_extra()
+    need("report", "numpy", "PIL", "matplotlib", "safetensors", "filelock")
     from gpkernels.training import checkpoint, data, report
     from gpkernels.training.processes import pick_device
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import types
 import typing
@@ -79,7 +80,10 @@ class TrainConfig:
     penalty: str = _setting("ls_gan_pg", "kind of gradient penalty", choices=PENALTY_KINDS)
     penalty_weight: float = _setting(10.0, "weight of the gradient penalty", minimum=0)
     penalty_form: str | None = _setting(
-        None, "R(n) of the penalty (default: the kind's usual one)", choices=tuple(PENALTIES)
+        None,
+        "R(n) of the penalty (default: the kind's usual one; that of r1 and r2 is half of squared, so that squared "
+        "itself doubles them)",
+        choices=tuple(PENALTIES),
     )
     penalty_target: float = _setting(1.0, "k of the forms that compare the norm with one", minimum=0)
     penalty_norm: str = _setting("l2", "norm of the gradient", choices=NORMS)
@@ -105,7 +109,7 @@ class TrainConfig:
     penalty_interval: int = _setting(1, "lazy regularisation: penalise every this many steps", minimum=1)
 
     generator: str = _setting(
-        "dcgan", "generator: dcgan, resnet (SNGAN's) or resnet-wgan-gp (32 and 64 pixels)", choices=GENERATORS
+        "dcgan", "generator: dcgan, resnet (SNGAN's) or resnet-wgan-gp (its 128 pixels: our own)", choices=GENERATORS
     )
     critic: str = _setting(
         "dcgan",
@@ -270,3 +274,19 @@ def setting_types() -> dict[str, type]:
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def add_flag(parser: Any, name: str, **changed: Any) -> None:
+    """Adds the flag of a setting to a parser, or a group of one; `changed` are arguments of `add_argument`.
+
+    A flag that is not given leaves no value behind: a preset, a file or a resumed run decides there.
+    """
+    spec, kind = settings()[name], setting_types()[name]
+    choices = spec.metadata["choices"]
+    text = spec.metadata["help"] + ("" if spec.default is None else f" (default: {spec.default})")
+    arguments: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+    if kind is bool:
+        arguments["action"] = argparse.BooleanOptionalAction
+    else:
+        arguments |= {"type": kind, "metavar": "|".join(choices) if choices else kind.__name__.upper()}
+    parser.add_argument(flag(name), **{**arguments, **changed})

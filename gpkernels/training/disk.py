@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ from gpkernels.errors import UserError
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows: runs are not kept apart there
+except ModuleNotFoundError:  # Windows: runs are not kept apart there, nor can large data be prepared (os.pwrite)
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
@@ -145,3 +146,12 @@ def _if_possible() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
+
+
+def sha256(file: Path) -> str:
+    """As the tool sha256sum prints it."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()

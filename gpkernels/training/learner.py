@@ -14,12 +14,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import gpkernels as gp
 from gpkernels.errors import UserError
+from gpkernels.pixels import to_float
 from gpkernels.spectral import spectral_norm_handle
 from gpkernels.training import checkpoint, draws, models, plugins, randomness
 from gpkernels.training import processes as processes_module
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
 from gpkernels.training.models.batch_norm import synchronise
+from gpkernels.training.models.modes import eval_mode
 from gpkernels.training.objective import Batch, Penalties
 from gpkernels.training.optimizers import make_optimizer
 from gpkernels.training.precision import Precision
@@ -75,11 +77,12 @@ class Learner(Updates):
         if self.given:
             plugins.check(self)
         if config.sync_batchnorm and self.processes.count > 1:
-            synchronise(self.generator), synchronise(self.critic)
+            synchronise(self.generator)
+            synchronise(self.critic)
+        self.trained = {name: plugins.trained(name, getattr(self, name)) for name in ("generator", "critic")}
         self._parallel = {name: self.processes.parallel(getattr(self, name)) for name in ("generator", "critic")}
         self.optimizers = {
-            name: make_optimizer(config, name, getattr(self, name).parameters(), self.penalties)
-            for name in ("generator", "critic")
+            name: make_optimizer(config, name, parameters, self.penalties) for name, parameters in self.trained.items()
         }
         self.fixed_z = models.draw_z(config, SAMPLES, torch.Generator().manual_seed(config.seed))
         self.step = 0
@@ -166,13 +169,10 @@ class Learner(Updates):
         """
         number = (self.step - 1) * self.config.critic_steps
         batch = self._batch(number, self._draws(self.step - 1))
-        training = self.critic.training
-        self.critic.eval()
         x = batch.real.requires_grad_()
-        with gp.fast_double_backward():
+        with eval_mode(self.critic), gp.fast_double_backward():
             scores = self.critic(x, *batch.y)
         (grad,) = torch.autograd.grad(scores.sum(), x)
-        self.critic.train(training)
         return gp.grad_norm(grad)
 
     def weight_gradients(self) -> dict[str, float]:
@@ -194,7 +194,7 @@ class Learner(Updates):
         wrong = 0
         for begin in range(0, len(held_out.images), 500):
             chosen = slice(begin, begin + 500)
-            images = torch.from_numpy(held_out.images[chosen]).float() / 127.5 - 1
+            images = to_float(torch.from_numpy(held_out.images[chosen]))
             guessed = self.critic.guess(images.to(self.device, memory_format=self.memory_format)).argmax(1)
             wrong += int((guessed.cpu() != torch.from_numpy(held_out.labels[chosen])).sum())
         return wrong / len(held_out.images)

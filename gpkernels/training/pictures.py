@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gpkernels.pixels import to_uint8
 from gpkernels.training.disk import write_atomically
 
 
@@ -27,7 +28,7 @@ def grid(images: Tensor, columns: int | None = None) -> Image.Image:
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     scale = max(1, 96 // height)
-    pixels = ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = to_uint8(images.cpu())
     cells = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
     cells[:count] = pixels
     cells = cells.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)

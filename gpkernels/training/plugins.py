@@ -21,6 +21,7 @@ from gpkernels.spectral import spectral_norm_all
 from gpkernels.training import models
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import ImageSet
+from gpkernels.training.models.modes import eval_mode
 from gpkernels.training.objective import Batch, Framework, Objective, Sensitive, make_objective
 
 _DRY = 4
@@ -58,7 +59,15 @@ def nets(
     if generator is not None and critic is not None:
         return generator, critic
     built = models.build(config, images.channels, images.size, images.classes)
-    return generator or built[0], critic or built[1]
+    return built[0] if generator is None else generator, built[1] if critic is None else critic
+
+
+def trained(name: str, net: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a net that training changes: those that its program has not frozen."""
+    found = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    if not found:
+        raise UserError(f"{name}: wanted a parameter with requires_grad, got none")
+    return found
 
 
 def objective(config: TrainConfig, loss: Any) -> Objective:
@@ -80,24 +89,18 @@ def objective(config: TrainConfig, loss: Any) -> Objective:
 def check(learner: Any) -> None:
     """One small batch through what was given, in eval mode: UserError for what does not fit. Changes nothing."""
     config, images = learner.config, learner.images
-    modes = {module: module.training for net in (learner.generator, learner.critic) for module in net.modules()}
-    learner.generator.eval()
-    learner.critic.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            z = models.draw_z(config, _DRY, torch.Generator().manual_seed(0)).to(learner.device)
-            y = models.labels_in_turn(learner.classes, _DRY, learner.device)
-            batch_y = () if y is None else (y,)
-            x = _called("generator", learner.generator, z, *batch_y)
-            _check_tensor("generator", "images", x, (_DRY, images.channels, images.size, images.size))
-            scores = _called("critic", learner.critic, x, *batch_y)
-            _check_tensor("critic", "scores", scores, (_DRY,))
-            if config.labels is not None and not callable(getattr(learner.critic, "guess", None)):
-                raise UserError("critic: wanted a method guess(x) that gives logits, for --labels, got none")
+    with eval_mode(learner.generator, learner.critic), torch.random.fork_rng(devices=[]), torch.no_grad():
+        z = models.draw_z(config, _DRY, torch.Generator().manual_seed(0)).to(learner.device)
+        y = models.labels_in_turn(learner.classes, _DRY, learner.device)
+        batch_y = () if y is None else (y,)
+        x = _called("generator", learner.generator, z, *batch_y)
+        _check_tensor("generator", "images", x, (_DRY, images.channels, images.size, images.size))
+        scores = _called("critic", learner.critic, x, *batch_y)
+        _check_tensor("critic", "scores", scores, (_DRY,))
+        if config.labels is not None and not callable(getattr(learner.critic, "guess", None)):
+            raise UserError("critic: wanted a method guess(x) that gives logits, for --labels, got none")
+        with torch.enable_grad():  # as in training, where it may differentiate
             _check_objective(learner.objective, scores, Batch(x, batch_y), x)
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _called(name: str, function: Any, *arguments: Any) -> Any:
@@ -125,9 +128,11 @@ def _check_tensor(name: str, what: str, value: Any, shape: tuple[int, ...]) -> N
 
 
 def _check_objective(what: Objective, scores: Tensor, batch: Batch, fake: Tensor) -> None:
+    real_scores, fake_scores = (scores.detach().clone().requires_grad_() for _ in range(2))
     try:
-        found = what.critic(scores, scores, batch, fake)
-        losses = {"critic": found.loss, "generator": what.generator(scores, scores if what.needs_real else None)}
+        found = what.critic(real_scores, fake_scores, batch, fake)
+        of_generator = what.generator(fake_scores, real_scores if what.needs_real else None)
+        losses = {"critic": found.loss, "generator": of_generator}
         terms = dict(found.terms)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -136,6 +141,10 @@ def _check_objective(what: Objective, scores: Tensor, batch: Batch, fake: Tensor
         if not isinstance(loss, Tensor) or loss.dim():
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise UserError(f"objective: wanted a scalar tensor as the {name}'s loss, got {shape}")
+        if not loss.requires_grad:
+            raise UserError(
+                f"objective: wanted the {name}'s loss as a function of the scores, got one without a gradient"
+            )
     for name, term in terms.items():
         if name in RESERVED or not isinstance(term, Tensor) or term.numel() != 1:
             raise UserError(

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gpkernels._extras import need
 from gpkernels.errors import UserError
 
 _SETTINGS = ("data", "image_size", "crop", "split", "max_images", "cache")
@@ -15,7 +16,7 @@ _SHOWN = 20
 
 def add_command(commands: Any) -> None:
     """Adds `prepare` to the subparsers of the command line."""
-    from gpkernels.training.config import flag, setting_types, settings
+    from gpkernels.training.config import add_flag
 
     parser = commands.add_parser(
         "prepare",
@@ -25,26 +26,15 @@ def add_command(commands: Any) -> None:
         "that was stopped goes on where it was; a finished one is checked against its sha256. train does the same by "
         "itself for large data.",
     )
+    of_data = {"required": True, "help": "folder:PATH or celeba:PATH, as for train"}
     for name in _SETTINGS:
-        spec = settings()[name]
-        text = spec.metadata["help"] + ("" if spec.default is None else f" (default: {spec.default})")
-        choices = spec.metadata["choices"]
-        parser.add_argument(
-            flag(name),
-            type=setting_types()[name],
-            default=argparse.SUPPRESS,
-            required=name == "data",
-            metavar="|".join(choices) if choices else None,
-            help="folder:PATH or celeba:PATH, as for train" if name == "data" else text,
-        )
+        add_flag(parser, name, **(of_data if name == "data" else {}))
     parser.add_argument("--jobs", type=int, help="threads that decode (default: one for each core)")
     parser.set_defaults(run=_prepare)
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from gpkernels.cli import _need_train_extra
-
-    _need_train_extra()
+    need("prepare", "numpy", "PIL", "rich", "filelock")
     from gpkernels.training import data
     from gpkernels.training.config import TrainConfig
 
@@ -65,14 +55,14 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _prepare_one(config: Any, kind: str, path: Path, jobs: int | None) -> None:
-    from gpkernels.training import data
+    from gpkernels.training import data, disk
     from gpkernels.training.data import prepared
     from gpkernels.training.progress import Reporter
 
     listing = data.LISTINGS[kind](config, path)
     size = data.size_of(config)
     ready = prepared.find(config, listing, size)
-    if ready is not None and prepared.sha256(ready.path) != ready.sha256:
+    if ready is not None and disk.sha256(ready.path) != ready.sha256:
         print(f"{ready.path} has another sha256 than its sidecar says: preparing it anew")
         ready.remove()
         ready = None

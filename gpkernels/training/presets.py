@@ -14,6 +14,7 @@ from typing import Any
 
 from gpkernels._checks import check_choice
 from gpkernels.errors import UserError
+from gpkernels.kinds import KINDS
 from gpkernels.training.config import TrainConfig, flag
 from gpkernels.training.objective import Penalties
 
@@ -204,7 +205,7 @@ def describe(name: str) -> str:
     penalty = "none" if config.penalty == "none" else f"{config.penalty_weight:g} x {config.penalty}"
     penalties = Penalties(config).each
     if penalties:
-        penalty += f", norm per {penalties[0].axes}"
+        penalty += f", R(n) = {_form(config)}, norm per {penalties[0].axes}"
     shown = {"loss", "penalty", "spectral_norm", "clip", "optimizer", "lr", "beta1", "beta2"}
     shown |= {"batch_size", "critic_steps", "epochs"}
     rows = {
@@ -218,6 +219,14 @@ def describe(name: str) -> str:
         "source": preset.source,
     }
     return "\n".join([name, f"  {preset.doc}", *(f"    {title:8}  {text}" for title, text in rows.items())])
+
+
+def _form(config: TrainConfig) -> str:
+    """The form of a config's penalties, and its factor where that is not 1."""
+    if config.penalty_form is not None:
+        return config.penalty_form
+    kind = KINDS[config.penalty.split("+")[0]]  # R1 and R2 have the same
+    return kind.form if kind.factor == 1 else f"{kind.factor:g} x {kind.form}"
 
 
 def _as_flag(key: str, value: Any) -> str:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from gpkernels.pixels import to_float, to_uint8
 from gpkernels.training import log, models, page, pictures
 from gpkernels.training.callbacks import sessions
 from gpkernels.training.config import TrainConfig, flag
@@ -151,7 +152,7 @@ _PLACE = ("step", "epoch")
 
 def _memory(config: TrainConfig, samples: Tensor, images: ImageSet, device: torch.device) -> Iterator[str]:
     """The memorisation check."""
-    queries = ((samples.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    queries = to_uint8(samples)
     found = nearest(queries, images.images, mirrored=config.flip, device=device)
     what, real = _real_distances(config, images, len(samples), device)
     mirrored = ", as it is and mirrored" if config.flip else ""
@@ -193,7 +194,7 @@ def _real_distances(config: TrainConfig, images: ImageSet, count: int, device: t
 def _pair(sample: Tensor, images: ImageSet, found: Nearest, index: int) -> Image.Image:
     twin = torch.from_numpy(images.images[int(found.number[index])])
     twin = twin.flip(2) if found.mirrored[index] else twin
-    return pictures.grid(torch.stack([sample.float(), twin.float() / 127.5 - 1]), 1)
+    return pictures.grid(torch.stack([sample.float(), to_float(twin)]), 1)
 
 
 def _measured(folder: Path) -> Iterator[str]:

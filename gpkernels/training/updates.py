@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Updates:
     ema: Any
     objective: Objective
     penalties: Penalties
+    trained: dict[str, list[nn.Parameter]]
     optimizers: dict[str, Any]
     _parallel: dict[str, nn.Module]
 
@@ -87,14 +89,13 @@ class Updates:
 
         terms = self._minimise("critic", terms_of)
         if self.config.clip is not None:
-            clip_weights(self.critic.parameters(), self.config.clip)
+            clip_weights(self.trained["critic"], self.config.clip)
         return terms
 
     def _update_generator(
         self, zs: Sequence[Tensor], batches: Sequence[Batch], fakes: Sequence[Tensor] | None
     ) -> Tensor:
         """`fakes` are the images of `zs` where there are some, with their graph if in one part."""
-        self.critic.requires_grad_(False)
         wholes = None
         if self._meets and len(zs) > 1:
             if fakes is None:
@@ -115,9 +116,8 @@ class Updates:
             loss = self._of_the_batch(self.objective.generator, scores, wholes and wholes[::-1], index)
             return {"generator_loss": loss}
 
-        loss = self._minimise("generator", terms_of)["generator_loss"]
-        self.critic.requires_grad_(True)
-        return loss
+        with _frozen(self.trained["critic"]):
+            return self._minimise("generator", terms_of)["generator_loss"]
 
     def _minimise(self, name: str, terms_of: Callable[[int], dict[str, Tensor]]) -> dict[str, Tensor]:
         """An update of a net by the mean over the parts of the first of terms_of(part). Returns the terms' means."""
@@ -192,5 +192,18 @@ class Updates:
         return Batch(part["real"], (y,), weights)
 
 
+@contextlib.contextmanager
+def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
 def _floating(module: nn.Module) -> list[Tensor]:
-    return [value for value in module.state_dict().values() if value.dtype.is_floating_point]
+    """The floating-point tensors of its state, each once, though a layer may stand in it under several names."""
+    state = {id(value): value for value in module.state_dict(keep_vars=True).values()}
+    return [value for value in state.values() if isinstance(value, Tensor) and value.is_floating_point()]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpkernels.errors import UserError
+from gpkernels.pixels import to_float
 from gpkernels.training.config import TrainConfig
 from gpkernels.training.data import own
 
@@ -148,7 +149,7 @@ class ImageSet:
         shift = self.shift if config.shift is None else config.shift
         images = self._gather(self._chosen(config, step)[shard.of(config.batch_size)])
         images = augment(images, flip=config.flip, shift=shift, generator=generator, shard=shard)
-        return images.float().div_(127.5).sub_(1)
+        return to_float(images)
 
     def _gather(self, chosen: np.ndarray) -> Tensor:
         if self._resident is None:
@@ -215,7 +216,7 @@ class ImageSet:
 
         Batches may lie across two passes, so each pass has every image once, whatever the batch size. Where labels are
         known in part, two streams take turns, of the images with a label and of those without: every batch, and every
-        part of one, is half of either.
+        part of one, is half of either, up to one image where it is odd.
         """
         key = config.seed, config.labels
         if key not in self._streams:

@@ -25,6 +25,7 @@ from gpkernels.training.config import TrainConfig
 from gpkernels.training.data.decoding import Skipped, decode_chunks, decoder, jobs_here, nothing_readable
 from gpkernels.training.data.listing import Attributes, Listing
 from gpkernels.training.data.sidecar import FORMAT, Sidecar
+from gpkernels.training.disk import sha256
 
 AUTOMATIC = 2**28
 """Bytes of pixels from which training prepares a source by itself; a smaller one is decoded anew each time."""
@@ -243,15 +244,6 @@ class _Part:
         fields = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({count}, 3, {self.size}, {self.size}), }}"
         text = fields.encode().ljust(117) + b"\n"
         return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-
-
-def sha256(file: Path) -> str:
-    """As the tool sha256sum prints it."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def full_name(data: str) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gpkernels.errors import UserError
 from gpkernels.latents import LATENTS
 from gpkernels.spectral import spectral_norm_all
-from gpkernels.training.config import TrainConfig, flag
+from gpkernels.training.config import TrainConfig
 from gpkernels.training.models import cost_model, dcgan, resnet
 from gpkernels.training.models.conditional import (
     CONDITIONS,
@@ -52,12 +52,6 @@ def build(config: TrainConfig, channels: int, size: int, classes: int = 0) -> tu
     """
     if size not in SIZES:
         raise UserError(f"--image-size: wanted one of {', '.join(map(str, SIZES))}, got {size}")
-    for name in ("generator", "critic"):
-        sizes = resnet.FAMILIES.get(getattr(config, name), dict.fromkeys(SIZES))
-        if size not in sizes:
-            raise UserError(
-                f"{flag(name)} {getattr(config, name)}: wanted --image-size {' or '.join(map(str, sizes))}, got {size}"
-            )
     if config.condition != "none" and classes < 2:
         raise UserError(f"--condition {config.condition}: wanted data with at least two classes, got {classes}")
     condition = CONDITIONS[config.condition]

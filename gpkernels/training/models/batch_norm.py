@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gpkernels.ops._layout import accumulation_dtype
 
@@ -49,11 +50,11 @@ class SumOwn(torch.autograd.Function):
         return AllGather.apply(grad)
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d of the samples of all processes, each of which has equally many. Its state is nn.BatchNorm2d's.
+class _Synchronised(_BatchNorm):
+    """torch's BatchNorm of the samples of all processes, each of which has equally many. Its state is torch's.
 
-    One exchange of 2 numbers a channel in the forward, one in each backward. In eval mode, and alone, nn.BatchNorm2d
-    itself.
+    x has shape (B, C, ...). One exchange of 2 numbers a channel in the forward, one in each backward. In eval mode, and
+    alone, torch's BatchNorm itself.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         self._check_input_dim(x)
         wide = x.to(accumulation_dtype(x.dtype))
-        each = AllGather.apply(torch.stack(torch.var_mean(wide, (0, 2, 3), correction=0)))
+        each = AllGather.apply(torch.stack(torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)))
         means = each[:, 1]
         # of parts of equal size: the mean of the variances and the variance of the means
         mean, variance = means.mean(0), each[:, 0].mean(0) + means.var(0, correction=0)
@@ -69,9 +70,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
-        y = (wide - mean[:, None, None]) * scale[:, None, None]
+        a_channel = (-1, *[1] * (x.dim() - 2))
+        y = (wide - mean.view(a_channel)) * scale.view(a_channel)
         if self.affine:
-            y = y + self.bias[:, None, None]
+            y = y + self.bias.view(a_channel)
         return y.to(x.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -84,12 +86,30 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), weight)
 
 
-def synchronise(net: nn.Module) -> nn.Module:
-    """`net` with every nn.BatchNorm2d in it replaced by a `SyncBatchNorm2d` that has its parameters and buffers."""
-    if type(net) is nn.BatchNorm2d:
-        synced = SyncBatchNorm2d(net.num_features, net.eps, net.momentum, net.affine, net.track_running_stats)
-        synced._parameters, synced._buffers = net._parameters, net._buffers
-        return synced.train(net.training)
-    for name, child in net.named_children():
-        setattr(net, name, synchronise(child))
-    return net
+class SyncBatchNorm1d(_Synchronised, nn.BatchNorm1d):
+    pass
+
+
+class SyncBatchNorm2d(_Synchronised, nn.BatchNorm2d):
+    pass
+
+
+class SyncBatchNorm3d(_Synchronised, nn.BatchNorm3d):
+    pass
+
+
+_SYNCHRONISED: dict[type, type] = {
+    nn.BatchNorm1d: SyncBatchNorm1d,
+    nn.BatchNorm2d: SyncBatchNorm2d,
+    nn.BatchNorm3d: SyncBatchNorm3d,
+}
+
+
+def synchronise(net: nn.Module) -> None:
+    """Makes every BatchNorm1d, 2d and 3d of `net`, itself among them, one of the samples of all processes.
+
+    The modules stay the same objects, so that hooks and other references to them go on to hold; classes derived from
+    torch's stay as they are.
+    """
+    for module in net.modules():
+        module.__class__ = _SYNCHRONISED.get(type(module), type(module))

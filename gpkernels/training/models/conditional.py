@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpkernels._checks import fail
+from gpkernels.training.models.modes import eval_mode
 
 
 class Parts(NamedTuple):
@@ -136,13 +137,8 @@ class ClassifierCritic(Critic):
 
     def guess(self, x: Tensor) -> Tensor:
         """a(x) in eval mode and without gradient; changes nothing. Its argmax is argmin_y L(x, y)."""
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                return self.logits(x)
-        finally:
-            self.train(training)
+        with eval_mode(self), torch.no_grad():
+            return self.logits(x)
 
 
 @dataclass(frozen=True)

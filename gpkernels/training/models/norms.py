@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 CRITIC_NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
     {
@@ -21,19 +21,20 @@ CRITIC_NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
 
 
 def statistics(net: nn.Module) -> list[Tensor]:
-    """The running statistics of BatchNorm layers."""
-    return [buffer for layer in net.modules() if isinstance(layer, _BatchNorm) for buffer in layer.buffers()]
+    """The running statistics of BatchNorm and InstanceNorm layers."""
+    return [buffer for layer in net.modules() if isinstance(layer, _NormBase) for buffer in layer.buffers()]
 
 
 @contextlib.contextmanager
 def still_statistics(net: nn.Module, still: bool = True) -> Iterator[None]:
-    """Inside, if `still`, BatchNorm layers of `net` normalise as ever but leave their running mean and variance as they
-    are."""
-    momenta = {layer: layer.momentum for layer in net.modules() if still and isinstance(layer, _BatchNorm)}
+    """Inside, if `still`, BatchNorm and InstanceNorm layers of `net` normalise as ever but leave their running
+    statistics as they are: mean, variance, and the count of batches, by which momentum None averages."""
+    layers = [layer for layer in net.modules() if still and isinstance(layer, _NormBase)]
+    kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     try:
-        for layer in momenta:
-            layer.momentum = 0.0
+        for layer in layers:
+            layer.momentum, layer.num_batches_tracked = 0.0, None
         yield
     finally:
-        for layer, momentum in momenta.items():
-            layer.momentum = momentum
+        for layer, (momentum, count) in zip(layers, kept, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count

@@ -2,12 +2,14 @@
 
 Sources: Miyato et al. 2018, tables 4 (32 pixels) and 6 (128), and the authors' code for 64; Gulrajani et al. 2017,
 appendix, and the authors' code (32: its CIFAR-10 ResNet; 64: its default pair). Widths are in units of ngf and ndf, so
-that 64 gives the published ones, 32-pixel SNGAN's 256 and 128 among them, with nz 128 as in both papers.
+that 64 gives the published ones, 32-pixel SNGAN's 256 and 128 among them, with nz 128 as in both papers. WGAN-GP's pair
+for 128 pixels is this project's own: that for 64 with a block more, of the greatest width, in each net.
 
 Blocks are pre-activated: norm, ReLU, 3x3 convolution, norm, ReLU, 3x3 convolution, beside a shortcut, which is a 1x1
 convolution where shape changes. Generators have BatchNorm, SNGAN's critic none (and spectral norm), WGAN-GP's layer
-norm at 64 pixels and none at 32. Both draw weights as Glorot and Bengio do, times sqrt(2) in the 3x3 convolutions of
-blocks. Pooling and 1x1 convolution, upsampling and 1x1 convolution commute: the convolution runs where it is smaller.
+norm from 64 pixels on and none at 32. Both draw weights as Glorot and Bengio do, times sqrt(2) in the 3x3 convolutions
+of blocks. Pooling and 1x1 convolution, upsampling and 1x1 convolution commute: the convolution runs where it is
+smaller.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ FAMILIES: Mapping[str, Mapping[int, Architecture]] = MappingProxyType(
         "resnet-wgan-gp": {
             32: Architecture((2, 2, 2, 2), (2, 2), (2, 2), pool="mean"),
             64: Architecture((8, 8, 4, 2, 1), (2, 4, 8, 8), stem=1, pool="none", first_bias=False),
+            128: Architecture((8, 8, 8, 4, 2, 1), (2, 4, 8, 8, 8), stem=1, pool="none", first_bias=False),
         },
     }
 )
