@@ -59,9 +59,10 @@ def native_extension(cuda_archs):
     import torch
     from torch.utils.cpp_extension import CppExtension
 
-    flags = ["-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fvisibility=hidden"]
+    sanitized = os.environ.get("GPKERNELS_SANITIZE") == "1"
+    flags = ["-O1" if sanitized else "-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fvisibility=hidden"]
     link_flags = []
-    if os.environ.get("GPKERNELS_SANITIZE") == "1":
+    if sanitized:
         flags += [
             "-g",
             "-fsanitize=address,undefined",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ablation, convolution, matrix, ops, peers, scaling, spectral, steps, trainer
+from benchmarks import ablation, convolution, graphs, matrix, ops, peers, scaling, spectral, steps, trainer
 from benchmarks.machine import label, today
 
 PARTS = {
@@ -22,12 +22,14 @@ PARTS = {
     "steps": steps,
     "spectral": spectral,
     "convolution": convolution,
+    "graphs": graphs,
     "peers": peers,
     "ablation": ablation,
     "matrix": matrix,
     "scaling": scaling,
     "trainer": trainer,
 }
+PICTURES = ("ops", "ablation", "matrix", "scaling")
 
 
 def main() -> None:
@@ -50,13 +52,15 @@ def main() -> None:
     for name in options.parts or PARTS:
         if name == "convolution" and options.device != "cpu":
             continue
+        if name == "graphs" and options.device == "cpu" and not options.parts:
+            continue
         print(f"== {name}", flush=True)
         started = time.perf_counter()
         arguments = ["--device", options.device, *["--quick"] * options.quick]
         if options.out:
             stem = options.out / f"{today()}-{name}-{label(torch.device(options.device))}"
             arguments += ["--out", f"{stem}.csv"]
-            if "--picture" in inspect.getsource(PARTS[name]):
+            if name in PICTURES:
                 arguments += ["--picture", f"{stem}.png"]
         PARTS[name].main(arguments)
         print(f"== {name} took {time.perf_counter() - started:.0f} s", flush=True)

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 import gpkernels as gp
-from benchmarks.machine import parser
-from benchmarks.steps import Problem, Setting, Step, assign, hinge, linear, run
+from benchmarks.machine import parser, save_picture
+from benchmarks.problems import Problem, Step, assign, hinge, linear
+from benchmarks.steps import Setting, command
 from gpkernels.double_backward import bilinear, mode
 from gpkernels.double_backward.table import BY_FUNCTION, ROWS
 
@@ -63,7 +64,7 @@ def only(rows: Sequence[str], first_layers: bool) -> Iterator[None]:
 
 
 def variants(problem: Problem, name: str) -> Mapping[str, Step]:
-    critic, real, fake, _ = problem
+    critic, real, fake = problem.critic, problem.real, problem.fake
 
     def with_part(rows: Sequence[str], first_layers: bool) -> Step:
         def step() -> None:
@@ -99,22 +100,11 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.tick_params(labelsize=8)
     for axes in list(panels):
         axes.set_visible(False)
-    first = rows[0]
-    figure.suptitle(
-        f"LS-GAN-PG critic step, in multiples of the step without a penalty ({first['machine']}, {first['date']})",
-        fontsize=10,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path, rows, "LS-GAN-PG critic step, in multiples of the step without a penalty")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    flags = parser("ablation", __doc__, 9)
-    flags.add_argument("--picture", type=Path, help="draw the rows into this PNG file")
-    options = flags.parse_args(arguments)
-    rows = run(QUICK if options.quick else SETTINGS, options, 3 if options.quick else options.rounds, variants)
-    if options.picture and rows:
-        draw(options.picture, rows)
+    command(parser("ablation", __doc__, 9, picture=True), arguments, SETTINGS, QUICK, variants, draw)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU: build in place, tests on CUDA, benchmarks, profile, compute-sanitizer.
-# usage: benchmarks/gpu.sh OUT [part ...]     parts: build tests bench peers profile sanitizer (default: all, so ordered)
-# One call ends within LIMIT seconds (default 530): a part that does not fit is stopped. Called again with the same OUT
-# it does the parts that are not done yet; OUT/PART.log and small result files stay there.
+# Everything that needs a GPU: build in place, tests on CUDA and Triton, benchmarks, profile, compute-sanitizer.
+# usage: benchmarks/gpu.sh OUT [part ...]     parts, most wanted first (default: all, so ordered):
+#   build tests steps ops spectral graphs peers profile zoo sanitizer predictions
+# One call ends within LIMIT seconds (default 530). A part that does not fit is stopped, and so is one that takes more
+# than 2/5 of them beside others; tests then name their failures, benchmarks keep the cases they have done. Called again
+# with the same OUT it does the parts that are not done yet; OUT/PART.log and small result files stay there, and
+# OUT.tar.gz holds them all.
 # Uses the python on PATH (PYTHON names another) and its torch; needs no network. DRY_RUN=1 rehearses every part on a
 # machine without a GPU. A failed part does not stop the others.
 set -uo pipefail
@@ -10,12 +13,13 @@ cd "$(dirname "$0")/.."
 out=${1:?usage: benchmarks/gpu.sh OUT [part ...]}
 shift
 parts=("$@")
-[ $# -gt 0 ] || parts=(build tests bench peers profile sanitizer)
+all=(build tests steps ops spectral graphs peers profile zoo sanitizer predictions)
+[ $# -gt 0 ] || parts=("${all[@]}")
 export python=${PYTHON:-python3} dry=${DRY_RUN:-0}
 limit=${LIMIT:-530}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-export out
+export out XLA_PYTHON_CLIENT_PREALLOCATE=false # JAX takes three quarters of the GPU's memory otherwise
 failed=()
 
 export op_tests="tests/test_interpolate.py tests/test_perturb.py tests/test_grad_penalty.py tests/test_pairwise_cost.py
@@ -24,31 +28,36 @@ export op_tests="tests/test_interpolate.py tests/test_perturb.py tests/test_grad
 part_build() {
   if [ "$dry" = 1 ]; then
     "$python" setup.py --version
-  else
-    GPKERNELS_BUILD=cuda MAX_JOBS=$(nproc) "$python" setup.py build_ext --inplace
+    return
   fi
+  local archs
+  archs=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || return 1
+  GPKERNELS_BUILD=cuda GPKERNELS_CUDA_ARCHS=$archs MAX_JOBS=$(nproc) "$python" setup.py build_ext --inplace && return
+  GPKERNELS_BUILD=cpu MAX_JOBS=$(nproc) "$python" setup.py build_ext --inplace # the CPU's and Triton are left
+  return 1
 }
 
 part_tests() {
   "$python" -m gpkernels doctor || return 1
-  local how=(-x -q)
+  local how=(--maxfail=20 -q -rf)
+  "$python" -c 'import xdist' 2>/dev/null && how+=(-n 4 --dist loadfile)
   [ "$dry" = 1 ] && how=(--collect-only -q)
   "$python" -m pytest $op_tests tests/test_raw_ops.py tests/test_readme.py tests/test_gpu.py \
     tests/test_spectral_gpu.py tests/test_graphs.py tests/test_engine_torch.py -k "triton or cuda or gpu" "${how[@]}"
 }
 
-part_bench() {
+bench() {
   local how=(--device cuda)
   [ "$dry" = 1 ] && how=(--device cpu --quick)
-  "$python" -m benchmarks ops steps spectral "${how[@]}" --out "$out" &&
-    "$python" -m benchmarks.predictions $([ "$dry" = 1 ] && echo --quick) >"$out/predictions.md"
+  "$python" -m benchmarks "$@" "${how[@]}" --out "$out"
 }
 
-part_peers() {
-  local how=(--device cuda)
-  [ "$dry" = 1 ] && how=(--device cpu --quick)
-  "$python" -m benchmarks peers ablation matrix "${how[@]}" --out "$out"
-}
+part_steps() { bench steps; }
+part_ops() { bench ops; }
+part_spectral() { bench spectral; }
+part_graphs() { bench graphs; }
+part_peers() { bench peers; }
+part_zoo() { bench ablation matrix; }
 
 part_profile() {
   local how=(--device cuda)
@@ -67,11 +76,15 @@ part_sanitizer() {
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 "${command[@]}" || return 1
   done
 }
-export -f part_build part_tests part_bench part_peers part_profile part_sanitizer
+
+part_predictions() {
+  "$python" -m benchmarks.predictions $([ "$dry" = 1 ] && echo --quick) >"$out/predictions.md"
+}
+export -f bench "${all[@]/#/part_}"
 
 for part in "${parts[@]}"; do
   if ! declare -F "part_$part" >/dev/null; then
-    echo "part: wanted build, tests, bench, peers, profile or sanitizer, got $part" >&2
+    echo "part: wanted some of ${all[*]}, got $part" >&2
     exit 2
   fi
   if [ -e "$out/$part.done" ]; then
@@ -84,16 +97,19 @@ for part in "${parts[@]}"; do
     failed+=("$part")
     continue
   fi
+  most=$((${#parts[@]} > 1 ? limit * 2 / 5 : limit))
   echo "== $part"
   start=$SECONDS
   verdict=ok
-  if timeout "$left" bash -c "part_$part" >"$out/$part.log" 2>&1; then
+  if timeout --signal=INT --kill-after=15 $((left < most ? left : most)) \
+    env --default-signal=INT bash -c "part_$part" >"$out/$part.log" 2>&1; then
     touch "$out/$part.done"
   else
-    [ $? = 124 ] && verdict="STOPPED by the limit" || verdict=FAILED
+    [[ $? = 124 || $? = 137 ]] && verdict="STOPPED by the limit" || verdict=FAILED
     failed+=("$part")
   fi
   echo "$part $verdict in $((SECONDS - start)) s" | tee -a "$out/summary.txt"
   tail -n 5 "$out/$part.log"
 done
+tar -czf "$out.tar.gz" -C "$(dirname "$out")" "$(basename "$out")"
 [ ${#failed[@]} -eq 0 ]

@@ -7,22 +7,28 @@ import csv
 import datetime
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import gpkernels as gp
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def parser(module: str, doc: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The flags of `python -m benchmarks.<module>`, which measures cases that have names."""
+
+def parser(module: str, doc: str | None, rounds: int, *, picture: bool = False) -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.<module>`, which measures cases that have names and may draw them."""
     flags = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=doc)
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     flags.add_argument("--rounds", type=int, default=rounds)
     flags.add_argument("--quick", action="store_true", help="few rounds, small critics")
     flags.add_argument("--only", default="", help="only the cases whose name contains this")
     flags.add_argument("--out", type=Path, help="write the rows to this CSV file")
+    if picture:
+        flags.add_argument("--picture", type=Path, help="draw the rows into this PNG file")
     return flags
 
 
@@ -63,3 +69,12 @@ def save(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(path)
+
+
+def save_picture(figure: Figure, path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Writes a figure of rows as a PNG file, with where and when they were measured above it."""
+    first = rows[0]
+    about = f"{first['machine']}, torch {first['torch']}, {first['date']}"
+    figure.suptitle(f"{title}\n{about}" if title else about, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)

@@ -9,7 +9,6 @@ rounds; `launches` are a GPU's, with the Triton backend.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,27 +95,30 @@ def run_overhead(device: torch.device, rounds: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    flags = parser("ops", __doc__, 25)
-    flags.add_argument("--picture", type=Path, help="draw bandwidths, beside that of a copy, into this PNG file")
-    options = flags.parse_args(arguments)
+    options = parser("ops", __doc__, 25, picture=True).parse_args(arguments)
     device = torch.device(options.device)
     about = machine(device)
     rounds, shapes = (5, cases.SHAPES[:1]) if options.quick else (options.rounds, cases.SHAPES)
     chosen = [case for case in cases.CASES if options.only in case.name]
-    rows = [
-        row for shape in shapes for case in chosen for row in run_case(case, shape, device, rounds, not options.quick)
-    ]
-    rows += run_overhead(device, rounds)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    for row in rows:
-        print(
-            f"{row['case']:42} {row['shape']:13} {row['variant']:22} {row['median_us']:>10} us "
-            f"{row['gb_per_s']:>8} GB/s "
-            f"{row['of_copy']:>6} of copy {row['launches']:>3} launches {row['speedup_over_best']:>7} x best"
-        )
-    rows = [{**row, **about} for row in rows]
-    if options.out:
-        save(options.out, rows)
+    rows: list[dict[str, Any]] = []
+
+    def keep(found: list[dict[str, Any]]) -> None:
+        for row in found:
+            rows.append({**row, **about})
+            print(
+                f"{row['case']:42} {row['shape']:13} {row['variant']:22} {row['median_us']:>10} us "
+                f"{row['gb_per_s']:>8} GB/s "
+                f"{row['of_copy']:>6} of copy {row['launches']:>3} launches {row['speedup_over_best']:>7} x best",
+                flush=True,
+            )
+        if options.out:
+            save(options.out, rows)
+
+    for shape in shapes:
+        for case in chosen:
+            keep(run_case(case, shape, device, rounds, not options.quick))
+    keep(run_overhead(device, rounds))
     if options.picture and not options.only:
         roofline.draw_all(options.picture, roofline.panels([{k: str(v) for k, v in row.items()} for row in rows]))
 

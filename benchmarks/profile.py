@@ -14,7 +14,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import machine, parser
-from benchmarks.steps import Setting, Step
+from benchmarks.problems import Step
+from benchmarks.steps import Setting
 
 SETTINGS = [
     Setting(step, critic, 64)

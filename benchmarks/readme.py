@@ -63,29 +63,27 @@ def spectral_table(pattern: str = "*-spectral-*.csv") -> str:
     first = rows[0]
     lines = [
         f"{first['machine']}, torch {first['torch']}, {first['date']}, float32. Forward and backward of all layers, "
-        "medians in ms, with freed memory kept in the process, and returned to the system as glibc does by itself.",
+        "medians in ms, with freed memory kept in the process, and returned to the system as glibc does by itself. "
+        'Legacy is `torch.nn.utils.spectral_norm`, "torch" its parametrization.',
         "",
-        "| critic | layers | MiB | kept: torch | gpkernels | over torch | returned: torch | gpkernels | over torch "
-        "| ops: torch, ours |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| critic | layers | MiB | kept: torch | legacy | gpkernels | over torch, legacy "
+        "| returned: torch | legacy | gpkernels | over torch, legacy | ops: torch, legacy, ours |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    variants = ("torch", "legacy", "gpkernels")
     cases: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
     for row in rows:
         cases.setdefault(row["case"], {})[row["memory"], row["variant"]] = row
     for name, found in cases.items():
         cells = [name, found["kept", "torch"]["layers"], found["kept", "torch"]["weights_mib"]]
         for memory in ("kept", "returned"):
-            usual, ours = (found.get((memory, variant)) for variant in ("torch", "gpkernels"))
-            cells += (
-                ["", "", ""]
-                if ours is None or usual is None
-                else [
-                    f"{float(usual['median_ms']):.2f}",
-                    f"{float(ours['median_ms']):.2f}",
-                    f"{float(ours['speedup']):.1f}x",
-                ]
-            )
-        cells.append(f"{found['kept', 'torch']['ops']}, {found['kept', 'gpkernels']['ops']}")
+            if (memory, "torch") not in found:  # a GPU has one kind of memory
+                cells += [""] * 4
+                continue
+            times = [float(found[memory, variant]["median_ms"]) for variant in variants]
+            cells += [f"{time:.2f}" for time in times]
+            cells.append(", ".join(f"{time / times[-1]:.1f}x" for time in times[:-1]))
+        cells.append(", ".join(found["kept", variant]["ops"] for variant in variants))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -111,12 +109,13 @@ def peers_table(pattern: str = "*-peers-*.csv") -> str:
     rows = results(pattern)
     if not rows:
         return "Not yet measured."
-    variants = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != "usual"]
+    found = dict.fromkeys(row["variant"] for row in rows)
+    variants = [name for name in found if name not in ("no penalty", "usual")]
     lines = [
-        [case.partition(", ")[2], *(f"{float(cells[v]):.2f}x" if v in cells else "-" for v in variants)]
+        [case, *(f"{float(cells[v]):.2f}x" if v in cells else "-" for v in variants)]
         for case, cells in by_case(rows, "speedup_over_usual").items()
     ]
-    return f"{where(rows[0])}, float32.\n\n" + markdown(["penalty step", *variants], lines)
+    return f"{where(rows[0])}, float32.\n\n" + markdown(["step", *variants], lines)
 
 
 def ablation_table(pattern: str = "*-ablation-*.csv") -> str:

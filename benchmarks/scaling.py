@@ -22,10 +22,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 import gpkernels as gp
 from benchmarks import timing
 from benchmarks.critics import CRITICS
-from benchmarks.machine import machine, parser, save
+from benchmarks.machine import machine, parser, save, save_picture
+from benchmarks.problems import Step, penalty_step
 from benchmarks.spectral import Modules, spiked
 from benchmarks.spectral import differs as spectral_differs
-from benchmarks.steps import TOLERANCES, Step, differs, penalty_step
+from benchmarks.steps import TOLERANCES, differs, without_tf32
 
 Variants = dict[str, Step]
 
@@ -45,8 +46,9 @@ Make = Callable[[int, torch.device], Variants]
 
 def _penalty(critic: nn.Module, device: torch.device, *shape: int) -> Variants:
     real = torch.randn(shape, device=device)
-    variants = penalty_step(critic.to(device), real, real)
-    return _checked(variants, differs(critic, variants, TOLERANCES["float32"]))
+    variants = penalty_step(critic.to(device), real, real).variants
+    with without_tf32():
+        return _checked(variants, differs(critic, variants, TOLERANCES["float32"]))
 
 
 def _critic(name: str, width: int, size: int, batch: int, device: torch.device) -> Variants:
@@ -127,15 +129,11 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.set_ylabel("ms")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.suptitle(f"{rows[0]['machine']}, torch {rows[0]['torch']}, {rows[0]['date']}", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    flags = parser("scaling", __doc__, 7)
-    flags.add_argument("--picture", type=Path, help="draw the rows into this PNG file")
-    options = flags.parse_args(arguments)
+    options = parser("scaling", __doc__, 7, picture=True).parse_args(arguments)
     rounds = 3 if options.quick else options.rounds
     device = torch.device(options.device)
     about, rows = machine(device), []

@@ -1,7 +1,8 @@
 """`python -m benchmarks.spectral`: spectral norm of a critic's layers, forward and backward, against torch's own.
 
 Variants take turns and start from the same vectors. "torch" reads every weight of a critic under
-`torch.nn.utils.parametrizations.spectral_norm`, in training mode; "gpkernels" updates and reads them under
+`torch.nn.utils.parametrizations.spectral_norm`, in training mode; "legacy" runs the forward pre-hooks of the older
+`torch.nn.utils.spectral_norm`, which do the same before each forward; "gpkernels" updates and reads them under
 `spectral_norm_all`; "ops" are the grouped Functions behind it, without modules. All then send the same gradients back.
 Before a time counts, normalised weights, gradients and vectors are compared; the weights have a dominant singular
 value, with which vectors converge, for torch and we start our iterations at different ends. `ops` are the calls that
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm as legacy_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
 import gpkernels as gp
@@ -90,6 +92,29 @@ class Modules:
         return normalised, [layer.parametrizations.weight.original.grad for layer in self.layers]
 
 
+class Legacy:
+    """Layers under torch's older spectral norm, with weights and vectors of parametrized `layers`."""
+
+    def __init__(self, plain: nn.ModuleList, layers: list[nn.Module], grads: list[Tensor]) -> None:
+        self.layers, self.grads = [legacy_spectral_norm(layer) for layer in plain], grads
+        for layer, other in zip(self.layers, layers, strict=True):
+            norm = other.parametrizations.weight[0]
+            for vector, of_other in ((layer.weight_u, norm._u), (layer.weight_v, norm._v)):
+                vector.copy_(of_other)
+
+    def state(self) -> list[Tensor]:
+        return [x for layer in self.layers for x in (layer.weight_u, layer.weight_v)]
+
+    def __call__(self) -> Result:
+        for layer in self.layers:
+            layer.weight_orig.grad = None
+            for hook in layer._forward_pre_hooks.values():
+                hook(layer, ())
+        normalised = [layer.weight for layer in self.layers]
+        torch.autograd.backward(normalised, self.grads)
+        return normalised, [layer.weight_orig.grad for layer in self.layers]
+
+
 class Ops:
     def __init__(self, layers: list[nn.Module], grads: list[Tensor]) -> None:
         tensors = [layer.parametrizations.weight for layer in layers]
@@ -127,13 +152,14 @@ def differs(variants: dict[str, Any]) -> str:
 def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device, rounds: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     plain = nn.ModuleList(spiked(layer).to(device) for layer in make())
-    ours = copy.deepcopy(plain)
+    ours, older = copy.deepcopy(plain), copy.deepcopy(plain)
     layers = [spectral_norm(layer) for layer in plain]
     handle = gp.spectral_norm_all(ours)
     ours.load_state_dict(plain.state_dict())
     grads = [torch.randn_like(layer.weight) for layer in layers]
     variants = {
         "torch": Modules(layers, grads),
+        "legacy": Legacy(older, layers, grads),
         "gpkernels": Modules(list(ours), grads, handle),
         "ops": Ops(copy.deepcopy(layers), grads),
     }
@@ -178,8 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{row['median_ms']:>9} ms {row['speedup']:>6} x torch {row['ops']:>4} ops",
                 flush=True,
             )
-    if options.out and rows:
-        save(options.out, rows)
+        if options.out and rows:
+            save(options.out, rows)
 
 
 if __name__ == "__main__":

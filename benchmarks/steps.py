@@ -10,154 +10,20 @@ that reach a device (views and allocations left out), `conv_units` the convoluti
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-import gpkernels as gp
 from benchmarks import counts, timing
 from benchmarks.critics import CRITICS
 from benchmarks.machine import machine, parser, save
-
-Step = Callable[[], None]
-
-
-def two_sided(grad: Tensor) -> Tensor:
-    return 10 * (grad.flatten(1).norm(2, dim=1) - 1).square().mean()
-
-
-def linear(grad: Tensor) -> Tensor:
-    return 10 * grad.flatten(1).norm(2, dim=1).mean()
-
-
-def half_square(grad: Tensor) -> Tensor:
-    return 10 * 0.5 * grad.flatten(1).square().sum(1).mean()
-
-
-def hinge(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """LS-GAN's, on pairs with a margin of 1."""
-    return (1 + real_scores - fake_scores).relu().mean()
-
-
-def at(critic: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and their gradient in x, as everybody writes it."""
-    x = x.detach().requires_grad_()
-    scores = critic(x)
-    return scores, torch.autograd.grad(scores.sum(), x, create_graph=True)[0]
-
-
-def penalty_step(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
-    def usual() -> None:
-        two_sided(at(critic, real)[1]).backward()
-
-    def best() -> None:
-        assign(critic, two_sided(at(critic, real)[1]))
-
-    def ours() -> None:
-        gp.gradient_penalty(critic, real, kind="r1", form="two_sided").backward()
-
-    return {"usual": usual, "best": best, "gpkernels": ours}
-
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Of the scores of real and of fake images."""
-
-
-def step_at_real(loss: Loss, penalty: Callable[[Tensor], Tensor], kind: str) -> Callable[..., dict[str, Step]]:
-    """A critic's step with a penalty at the real images themselves, which can share their forward."""
-
-    def make(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
-        def none() -> None:
-            loss(critic(real), critic(fake)).backward()
-
-        def usual() -> None:
-            total = loss(critic(real), critic(fake))
-            (total + penalty(at(critic, real)[1])).backward()
-
-        def best() -> None:
-            scores, grad = at(critic, real)
-            assign(critic, loss(scores, critic(fake)) + penalty(grad))
-
-        def ours() -> None:
-            scores, value = gp.score_and_penalty(critic, real, kind=kind)
-            (loss(scores, critic(fake)) + value).backward()
-
-        return {"no penalty": none, "usual": usual, "best": best, "gpkernels": ours}
-
-    return make
-
-
-def step_around(loss: Loss, points: Callable[[Tensor, Tensor], Points]) -> Callable[..., dict[str, Step]]:
-    """A critic's step with the two-sided penalty at points of their own."""
-
-    def make(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Step]:
-        usual_points, best_points, our_penalty = points(real, fake)
-
-        def none() -> None:
-            loss(critic(real), critic(fake)).backward()
-
-        def usual() -> None:
-            total = loss(critic(real), critic(fake))
-            (total + two_sided(at(critic, usual_points())[1])).backward()
-
-        def best() -> None:
-            total = loss(critic(real), critic(fake))
-            assign(critic, total + two_sided(at(critic, best_points())[1]))
-
-        def ours() -> None:
-            (loss(critic(real), critic(fake)) + our_penalty(critic)).backward()
-
-        return {"no penalty": none, "usual": usual, "best": best, "gpkernels": ours}
-
-    return make
-
-
-class Points(NamedTuple):
-    """Where a penalty is taken, by the usual code and by the best, and our penalty there."""
-
-    usual: Callable[[], Tensor]
-    best: Callable[[], Tensor]
-    penalty: Callable[[nn.Module], Tensor]
-
-
-def between(real: Tensor, fake: Tensor) -> Points:
-    """WGAN-GP's, with weights that are the same for all."""
-    eps = torch.rand(len(real), device=real.device)
-    column = eps.view(-1, *[1] * (real.dim() - 1))
-    return Points(
-        lambda: column * real + (1 - column) * fake,
-        lambda: torch.lerp(fake, real, column),
-        lambda critic: gp.gradient_penalty(critic, real, fake, eps=eps),
-    )
-
-
-def near(real: Tensor, fake: Tensor) -> Points:
-    """DRAGAN's, with noise that is the same for all: kind "local" would draw its own."""
-    noise = torch.rand_like(real) * 2 - 1
-
-    def point() -> Tensor:
-        return real + 0.5 * real.std() * noise
-
-    return Points(point, point, lambda critic: gp.gradient_penalty(critic, point(), kind="r1", form="two_sided"))
-
-
-def non_saturating(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    return softplus(-real_scores).mean() + softplus(fake_scores).mean()
-
-
-def wasserstein(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    return fake_scores.mean() - real_scores.mean()
-
-
-def assign(critic: nn.Module, loss: Tensor) -> None:
-    parameters = list(critic.parameters())
-    for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-        parameter.grad = grad
+from benchmarks.problems import STEPS, Problem, Step
 
 
 def freeze(critic: nn.Module) -> None:
@@ -165,24 +31,6 @@ def freeze(critic: nn.Module) -> None:
     for module in critic.modules():
         if isinstance(module, _SpectralNorm):
             module.eval()
-
-
-STEPS = {
-    "penalty step": penalty_step,
-    "LS-GAN-PG step": step_at_real(hinge, linear, "ls_gan_pg"),
-    "WGAN-GP step": step_around(wasserstein, between),
-    "R1 step": step_at_real(non_saturating, half_square, "r1"),
-    "DRAGAN step": step_around(non_saturating, near),
-}
-
-
-class Problem(NamedTuple):
-    """What the variants share, and the variants."""
-
-    critic: nn.Module
-    real: Tensor
-    fake: Tensor
-    variants: dict[str, Step]
 
 
 @dataclass(frozen=True)
@@ -208,7 +56,7 @@ class Setting:
         if self.step != "penalty step":
             freeze(critic)
         real, fake = (torch.randn(self.batch, *row.shape(self.size), device=device) for _ in range(2))
-        return Problem(critic, real, fake, STEPS[self.step](critic, real, fake))
+        return STEPS[self.step](critic, real, fake)
 
 
 NORMS = ("none", "spectral", "batch", "instance", "layer")
@@ -233,6 +81,7 @@ Peers = Callable[[Problem, str], Mapping[str, Step]]
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 PEER_TOLERANCE = 1e-2  # other libraries round otherwise, and an activation next to 0 may fall on the other side
+GRAPH_TOLERANCE = 3e-2  # a CUDA graph stays in the precision of its capture, TF32 as torch's convolutions
 
 
 def differs(critic: nn.Module, variants: Mapping[str, Step], tolerance: float) -> str:
@@ -244,7 +93,7 @@ def differs(critic: nn.Module, variants: Mapping[str, Step], tolerance: float) -
     start = {name: value.clone() for name, value in critic.state_dict().items()}
     grads: dict[str, list[Tensor]] = {}
     for name in variants:
-        if name == "no penalty":
+        if name.startswith("no penalty"):
             continue
         critic.load_state_dict(start)
         critic.zero_grad()
@@ -263,6 +112,17 @@ def differs(critic: nn.Module, variants: Mapping[str, Step], tolerance: float) -
     return ""
 
 
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """In which results are compared: cuDNN's convolutions round float32 to 10 bits unless told otherwise."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 def _norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack([t.norm() for t in tensors]).norm()
 
@@ -275,12 +135,15 @@ def measure(setting: Setting, device: torch.device, rounds: int, peers: Peers | 
         variants = {**variants, **peers(problem, setting.name)}
     variants = {name: _in_precision(step, setting.dtype, device) for name, step in variants.items()}
     own = {name: variants[name] for name in problem.variants}
-    difference = differs(critic, own, TOLERANCES[setting.dtype])
+    with without_tf32():
+        difference = differs(critic, own, TOLERANCES[setting.dtype])
     if difference:
         print(f"{setting.name}: {difference}, not timed")
         return []
-    for name in set(variants) - set(own):
-        difference = differs(critic, {"usual": variants["usual"], name: variants[name]}, PEER_TOLERANCE)
+    for name in [name for name in variants if name not in own]:
+        tolerance = GRAPH_TOLERANCE if name.endswith("graphed") else PEER_TOLERANCE
+        with without_tf32():
+            difference = differs(critic, {"usual": variants["usual"], name: variants[name]}, tolerance)
         if difference:
             print(f"{setting.name}: {difference}, not timed")
             del variants[name]
@@ -360,9 +223,23 @@ def run(
     return rows
 
 
+def command(
+    flags: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    settings: Iterable[Setting],
+    quick: Iterable[Setting],
+    peers: Peers | None = None,
+    draw: Callable[[Path, list[dict[str, Any]]], None] | None = None,
+) -> None:
+    """A benchmark of settings, with these flags."""
+    options = flags.parse_args(arguments)
+    rows = run(quick if options.quick else settings, options, 3 if options.quick else options.rounds, peers)
+    if draw is not None and options.picture and rows:
+        draw(options.picture, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser("steps", __doc__, 9).parse_args(arguments)
-    run(QUICK if options.quick else SETTINGS, options, 3 if options.quick else options.rounds)
+    command(parser("steps", __doc__, 9), arguments, SETTINGS, QUICK)
 
 
 if __name__ == "__main__":

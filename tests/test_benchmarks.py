@@ -92,6 +92,27 @@ def test_spectral_notices_a_wrong_result(monkeypatch):
     assert "ops: result 2, of shape (16, 8, 4, 4), differs by" in spectral.differs(variants)
 
 
+def test_legacy_spectral_norm_runs_as_in_a_forward(monkeypatch):
+    """What a forward of the layer does to weight and vectors; and what torch's parametrization comes to."""
+    monkeypatch.syspath_prepend(ROOT)
+    spectral = importlib.import_module("benchmarks.spectral")
+    plain = torch.nn.ModuleList(spectral.spiked(layer) for layer in spectral.dcgan(4))
+    layers = [spectral.spectral_norm(layer) for layer in copy.deepcopy(plain)]
+    grads = [torch.randn_like(layer.weight) for layer in layers]
+    legacy = spectral.Legacy(plain, layers, grads)
+    first = copy.deepcopy(legacy.layers[0])
+    first(torch.randn(1, 3, 8, 8))
+    normalised, _ = legacy()
+    assert torch.equal(normalised[0], first.weight)
+    assert torch.equal(legacy.state()[0], first.weight_u)
+    assert torch.equal(legacy.state()[1], first.weight_v)
+    variants = {"torch": spectral.Modules(layers, grads), "legacy": legacy}
+    assert spectral.differs(variants) == ""
+    with torch.no_grad():
+        legacy.layers[2].weight_orig.mul_(1.01)
+    assert "legacy: result 7, of shape (16, 8, 4, 4), differs by" in spectral.differs(variants)
+
+
 def test_convolution_compares_before_it_times(tmp_path):
     out = tmp_path / "rows.csv"
     result = run("benchmarks.convolution", "--quick", "--only", "grey", "--out", out)

@@ -6,18 +6,40 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("build", "tests", "bench", "peers", "profile", "sanitizer")
+PARTS = ["build", "tests", "steps", "ops", "spectral", "graphs", "peers", "profile", "zoo", "sanitizer", "predictions"]
 
 
 def script(out, *parts, **environment):
-    environment = {**os.environ, "DRY_RUN": "1", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+    environment = {
+        **os.environ,
+        "DRY_RUN": "1",
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "LIMIT": "3000",
+        **environment,
+    }
     command = ["bash", ROOT / "benchmarks/gpu.sh", out, *parts]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_part_does_not_take_all_the_time(tmp_path):
+    """Two fifths of it; it is interrupted, so that it can say how far it came, and the next part runs."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\ntrap 'echo interrupted; exit 1' INT\nfor i in {1..300}; do sleep 0.1; done\n")
+    python.chmod(0o755)
+    result = script(tmp_path, "profile", "sanitizer", PYTHON=str(python), LIMIT="5")
+    assert result.returncode == 1
+    assert re.findall(r"^(\w+) (.*) in", (tmp_path / "summary.txt").read_text(), re.M) == [
+        ("profile", "STOPPED by the limit"),
+        ("sanitizer", "ok"),
+    ]
+    assert (tmp_path / "profile.log").read_text() == "interrupted\n"
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +66,16 @@ def test_every_part_is_done_once(out):
     assert (out / "summary.txt").read_text() == summary
 
 
+def test_one_archive_holds_everything(out):
+    with tarfile.open(f"{out}.tar.gz") as archive:
+        held = {Path(name).name for name in archive.getnames()}
+    assert {"summary.txt", "tests.log", "profile.txt", "predictions.md"} < held
+
+
 def test_results_name_their_machine(out):
-    for part in ("ops", "steps", "spectral", "peers", "ablation", "matrix"):
+    for part in ("ops", "steps", "spectral", "graphs", "peers", "ablation", "matrix"):
         found = rows(out, part)
-        assert len(found) > 5
+        assert len(found) > 3
         assert all(row[key] for row in found for key in ("machine", "torch", "gpkernels", "date"))
     for part in ("ops", "ablation", "matrix"):
         (picture,) = out.glob(f"*-{part}-*.png")
@@ -70,18 +98,20 @@ def test_profile_says_where_time_goes(out):
 def test_spectral_norm_takes_few_calls(out):
     """Every critic of the quick run gets its rows, and gpkernels few calls for all layers."""
     found = rows(out, "spectral")
-    assert [row["variant"] for row in found] == ["torch", "gpkernels", "ops"] * 4
-    assert [row["memory"] for row in found] == (["kept"] * 3 + ["returned"] * 3) * 2
-    assert all(int(row["ops"]) > 20 * int(row["layers"]) for row in found[::3])
-    assert all(int(row["ops"]) <= 5 for row in found[1::3])
-    assert all(row["ops"] == "3" for row in found[2::3])
+    assert [row["variant"] for row in found] == ["torch", "legacy", "gpkernels", "ops"] * 4
+    assert [row["memory"] for row in found] == (["kept"] * 4 + ["returned"] * 4) * 2
+    assert all(int(row["ops"]) > 20 * int(row["layers"]) for row in found[::4] + found[1::4])
+    assert all(int(row["ops"]) <= 5 for row in found[2::4])
+    assert all(row["ops"] == "3" for row in found[3::4])
 
 
 def test_peers_agree_with_ours(out):
     """A variant with rows had the gradients of the usual code."""
-    found = {(row["case"].partition(",")[2].split()[0], row["variant"]) for row in rows(out, "peers")}
-    for variant in ("gpkernels", "func.grad", "func.grad, compiled", "make_fx, no zeros"):
-        assert {("DCGAN-32", variant), ("MLP-32,", variant)} <= found
+    found = {(row["case"].partition(", width")[0], row["variant"]) for row in rows(out, "peers")}
+    penalties, whole = ("penalty step, DCGAN-32 none", "penalty step, MLP-32"), ("LS-GAN-PG step, DCGAN-32 none",)
+    for case in (*penalties, *whole, "WGAN-GP step, MLP-32"):
+        for variant in ("gpkernels", "func.grad", "func.grad, compiled", "make_fx, no zeros"):
+            assert (case, variant) in found
 
 
 def test_predictions_have_a_row_for_every_case_and_shape(out, monkeypatch):
@@ -115,7 +145,7 @@ def test_a_failed_part_does_not_stop_the_others(tmp_path):
 
 def test_unknown_parts_are_refused(tmp_path):
     result = script(tmp_path, "speed")
-    assert (result.returncode, "wanted build, tests" in result.stderr) == (2, True)
+    assert (result.returncode, "wanted some of build tests steps" in result.stderr) == (2, True)
     result = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     assert "PART: wanted some of ops, steps" in result.stderr

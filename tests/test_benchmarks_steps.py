@@ -31,8 +31,10 @@ def test_variants_of_every_step_agree_on_every_critic(module, step):
 
 
 def test_a_wrong_variant_is_not_timed(module, monkeypatch, capsys):
-    steps = module("steps")
-    wrong = steps.step_at_real(steps.hinge, lambda grad: 10.1 * grad.flatten(1).norm(2, dim=1).mean(), "ls_gan_pg")
+    steps, problems = module("steps"), module("problems")
+    wrong = problems.step_at_real(
+        problems.hinge, lambda grad: 10.1 * grad.flatten(1).norm(2, dim=1).mean(), "ls_gan_pg"
+    )
     monkeypatch.setitem(steps.STEPS, "LS-GAN-PG step", wrong)
     assert steps.measure(steps.Setting("LS-GAN-PG step", "DCGAN none", 4, 2, 32), CPU, 1) == []
     assert "gpkernels: the gradient differs by" in capsys.readouterr().out
@@ -52,11 +54,11 @@ def test_a_graph_without_zeros_gives_the_same(module, critic):
     """Bit for bit what it gave with them, with fewer convolutions where there were zero streams."""
     peers, zeros, counts = module("peers"), module("zeros"), module("counts")
     problem = module("steps").Setting("penalty step", critic, 4, 3, 32).make(CPU)
-    parameters = peers._parameters(problem.critic)
-    whole = peers.make_fx(peers.nested(problem.critic))(parameters, problem.real)
-    wanted, before = whole(parameters, problem.real), counts.count(lambda: whole(parameters, problem.real))
+    given = (peers._parameters(problem.critic), *problem.inputs())
+    whole = peers.make_fx(peers.nested(problem))(*given)
+    wanted, before = whole(*given), counts.count(lambda: whole(*given))
     assert zeros.propagate(whole) > 0
-    got, after = whole(parameters, problem.real), counts.count(lambda: whole(parameters, problem.real))
+    got, after = whole(*given), counts.count(lambda: whole(*given))
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
     assert after.ops < before.ops
     if critic == "DCGAN none":
@@ -92,13 +94,94 @@ def test_parts_of_the_engine_are_switched_on_in_turn(module):
         assert {row.name for row in mode.BY_FUNCTION.values()} == {"relu"}
 
 
-def test_jax_computes_the_same(module):
+@pytest.mark.parametrize("step", ["penalty step", "LS-GAN-PG step", "WGAN-GP step", "R1 step", "DRAGAN step"])
+def test_jax_computes_the_same(module, step):
     pytest.importorskip("jax")
     jax_critics, steps = module("jax_critics"), module("steps")
     for critic in ("DCGAN none", "MLP"):
-        problem = steps.Setting("penalty step", critic, 8, 4, 32).make(CPU)
-        step = module("peers")._step(problem.critic, jax_critics.gradients(problem.critic), problem.real)
-        assert steps.differs(problem.critic, {"usual": problem.variants["usual"], "jax": step}, 1e-3) == ""
+        problem = steps.Setting(step, critic, 8, 4, 32).make(CPU)
+        jax = module("peers")._step(problem, jax_critics.gradients(problem))
+        assert steps.differs(problem.critic, {"usual": problem.variants["usual"], "jax": jax}, 1e-3) == ""
+
+
+@pytest.mark.parametrize("step", ["LS-GAN-PG step", "WGAN-GP step", "R1 step", "DRAGAN step"])
+def test_peers_do_whole_steps(module, step):
+    """The gradients of the usual code, in as few forwards as there can be; a wrong objective is noticed."""
+    forwards = []
+    needed = 2 if step in ("LS-GAN-PG step", "R1 step") else 3
+    peers, steps, counts = module("peers"), module("steps"), module("counts")
+    for critic in ("DCGAN none", "DCGAN batch", "MLP"):
+        problem = steps.Setting(step, critic, 4, 3, 32).make(CPU)
+        forwards.clear()
+        problem.critic.register_forward_pre_hook(lambda *given: forwards.append(1))
+        convolutions = counts.count(problem.variants["best"]).convolutions
+        assert len(forwards) == needed
+        peers._step(problem, peers.nested(problem))()
+        assert len(forwards) == 2 * needed
+        for gradients in (peers.nested(problem), peers.without_zeros(problem)):
+            peer = peers._step(problem, gradients)
+            assert steps.differs(problem.critic, {"usual": problem.variants["usual"], "peer": peer}, 1e-3) == ""
+            assert counts.count(peer).convolutions <= convolutions
+        wrong = problem._replace(objective=problem.objective._replace(penalty=lambda grad: 10.1 * grad.square().sum()))
+        peer = peers._step(wrong, peers.nested(wrong))
+        assert "peer: the gradient" in steps.differs(
+            problem.critic, {"usual": problem.variants["usual"], "peer": peer}, 1e-2
+        )
+
+
+def test_peers_that_cannot_are_named(module, capsys):
+    """func.grad of a critic that reads a value back, and JAX of a layer it has not."""
+    peers, steps = module("peers"), module("steps")
+    problem = steps.Setting("penalty step", "DCGAN batch", 4, 2, 32).make(CPU)
+    problem = problem._replace(critic=nn.Sequential(Reading(), *problem.critic))
+    assert peers.variants(problem, "here") == {}
+    printed = capsys.readouterr().out
+    for peer in ("func.grad", "func.grad, compiled", "make_fx, no zeros", "jax"):
+        assert f"here: {peer} cannot: " in printed
+
+
+class Reading(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("nothing here can be traced")
+
+
+def test_graphed_steps_leave_their_gradients(module, monkeypatch):
+    """With the capture left out, which needs a GPU: the gradients are those of the step, None where it has none."""
+    graphs, steps = module("graphs"), module("steps")
+    calls = []
+    monkeypatch.setattr(graphs.gp, "graphed", lambda step, warmup: calls.append(warmup) or step)
+    problem = steps.Setting("LS-GAN-PG step", "DCGAN batch", 4, 2, 32).make(CPU)
+    names = list(problem.variants)
+    found = {name: graphs.graphed(problem.critic, problem.variants[name]) for name in names}
+    assert calls == [3] * 4
+    assert steps.differs(problem.critic, {**found, "eager": problem.variants["usual"]}, 1e-3) == ""
+    step = graphs.graphed(problem.critic, lambda: None)
+    found["usual"]()
+    step()
+    assert all(p.grad is None for p in problem.critic.parameters())
+
+
+def test_steps_without_a_penalty_are_not_compared(module):
+    steps = module("steps")
+    problem = steps.Setting("LS-GAN-PG step", "DCGAN none", 4, 2, 32).make(CPU)
+    none = problem.variants["no penalty"]
+    assert steps.differs(problem.critic, {**problem.variants, "no penalty, graphed": none}, 1e-3) == ""
+    assert steps.differs(problem.critic, {**problem.variants, "other": none}, 1e-3) != ""
+
+
+def test_results_are_compared_without_tf32(module, monkeypatch):
+    """cuDNN's rounding is larger than the tolerance; timed is what was set before."""
+    steps, seen = module("steps"), []
+
+    def peers(problem, name):
+        return {"peer": lambda: (seen.append(torch.backends.cudnn.allow_tf32), problem.variants["usual"]())}
+
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+        assert len(steps.measure(steps.Setting("penalty step", "DCGAN none", 4, 2, 32), CPU, 1, peers)) == 4
+        assert seen[0] is False
+        assert set(seen[1:]) == {before}
+        seen.clear()
 
 
 def test_jax_names_the_layer_it_has_not(module, monkeypatch):
@@ -107,7 +190,7 @@ def test_jax_names_the_layer_it_has_not(module, monkeypatch):
     sys.numpy = None
     try:
         with pytest.raises(TypeError, match="no JAX form of BatchNorm2d"):
-            module("jax_critics").gradients(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+            module("jax_critics").gradients(module("steps").Setting("penalty step", "DCGAN batch", 4, 2, 32).make(CPU))
     finally:
         del sys.numpy
 

@@ -11,6 +11,7 @@ import zoo
 from plain import Net, float64_on_one_thread  # noqa: F401
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import gpkernels as gp
 from gpkernels import double_backward
@@ -211,19 +212,39 @@ def test_critics_too_small_to_reroute(name, monkeypatch):
     plain.assert_close(plain.step(Labelled(critic, kwargs), x, True, ours=True), wanted)
 
 
-def test_a_critic_is_as_large_as_its_multiplications(monkeypatch):
-    """A convolution's weight counts at each position of its output, a dense layer's once."""
-    monkeypatch.setattr(double_backward.mode, "SMALL", 2**21)
+def counted_by_torch(critic, x):
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        critic(x)
+    return flops.get_total_flops() // 2
 
-    def pays(critic, *shape):
-        return double_backward.mode.pays(critic, torch.empty(shape))
 
-    wide = nn.Conv2d(3, 512, 3)
-    assert pays(wide, 4, 3, 32, 32)
-    assert not pays(wide, 4, 3, 4, 4)
-    assert not pays(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), 4, 3, 32, 32)
-    assert pays(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 256)), 4, 3, 32, 32)
-    assert pays(nn.Linear(2, 1), 2**13, 2)  # whose input is large itself
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: zoo.dcgan("none", size=64), (3, 64, 64)),
+        (lambda: zoo.dcgan("spectral", size=64), (3, 64, 64)),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Linear(8, 1)), (3, 8, 8)),
+        (lambda: nn.Sequential(nn.Conv1d(3, 8, 5, 2, 2), nn.AvgPool1d(4), nn.Conv1d(8, 4, 3, 1, 1)), (3, 64)),
+        (lambda: nn.Sequential(nn.Conv3d(1, 4, 3, 1, 1), nn.MaxPool3d(2), nn.Conv3d(4, 4, 3, 1, 1)), (1, 8, 8, 8)),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 4, 2, 1), nn.ConvTranspose2d(4, 3, 4, 2, 1), nn.Conv2d(3, 2, 1)),
+            (3, 16, 16),
+        ),
+    ],
+)
+def test_a_critic_is_as_large_as_its_multiplications(make, shape, monkeypatch):
+    """Up to the parameters that multiply nothing, and what padding leaves out."""
+    critic, x = make(), torch.randn(4, *shape)
+    wanted = counted_by_torch(critic, x)
+    for small, large in ((0.8, True), (1.2, False)):
+        monkeypatch.setattr(double_backward.mode, "SMALL", small * wanted)
+        assert double_backward.pays(critic, x) == large
+
+
+def test_a_critic_whose_size_is_not_plain_to_see_is_rerouted(monkeypatch):
+    monkeypatch.setattr(double_backward.mode, "SMALL", 2**40)
+    assert double_backward.pays(lambda x: x.sum(1), torch.ones(2, 3))
+    assert double_backward.pays(nn.LazyLinear(1), torch.ones(2, 3))
 
 
 def test_lazy_critics_whose_size_is_not_known_yet(monkeypatch):

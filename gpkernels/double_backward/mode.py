@@ -126,21 +126,45 @@ def never_compiled(function: Callable[..., Any], reason: str = "") -> Callable[.
     return call
 
 
-SMALL = 2**21
-"""Multiplications of a pass below which a critic is small: its Functions, some 0.3 ms in Python, cost more than they
-save."""
+SMALL = 2**25
+"""Multiplications of a pass on a CPU below which a critic is small: its Functions, a tenth of a millisecond a layer in
+Python, cost more than they save. Elsewhere a sixteenth of it, since small critics there wait for launches."""
+
+_STRIDED = (torch.nn.modules.conv._ConvNd, torch.nn.modules.pooling._AvgPoolNd, torch.nn.modules.pooling._MaxPoolNd)
 
 
 def pays(critic: Callable[..., Any], x: Tensor) -> bool:
     """Whether to reroute for this critic at x, of shape (B, ...). True where its size is not plain to see."""
-    if x.numel() >= SMALL >> 7 or not isinstance(critic, torch.nn.Module):
+    if not isinstance(critic, torch.nn.Module):
         return True
-    parameters = list(critic.parameters())
-    if any(isinstance(p, UninitializedParameter) for p in parameters):
-        return True
-    positions = max(1, math.prod(x.shape[2:]) // 16)  # of a convolution whose output has a fourth of each side
-    products = sum(p.numel() * (positions if p.dim() > 2 else 1) for p in parameters)
-    return len(x) * products >= SMALL
+    products = _products(critic, x)
+    return products is None or len(x) * products >= (SMALL if x.device.type == "cpu" else SMALL >> 4)
+
+
+def _products(critic: torch.nn.Module, x: Tensor) -> int | None:
+    """Multiplications for a sample, as if the modules ran one after another in the order of their registration, each
+    at the positions that the strides before it have left; None for weights that wait for a first call."""
+    positions, products = math.prod(x.shape[2:]), 0
+    for module in critic.modules():
+        stride, transposed = _stride(module, x.dim() - 2), getattr(module, "transposed", False)
+        if not transposed:
+            positions = max(1, positions // stride)
+        for parameter in module._parameters.values():
+            if isinstance(parameter, UninitializedParameter):
+                return None
+            if parameter is not None:
+                products += parameter.numel() * (positions if parameter.dim() > 2 else 1)
+        if transposed:
+            positions *= stride
+    return products
+
+
+def _stride(module: torch.nn.Module, dims: int) -> int:
+    """The product of the strides of a convolution or a pool; 1 of other modules."""
+    if not isinstance(module, _STRIDED):
+        return 1
+    stride: Any = module.stride
+    return math.prod(stride) if isinstance(stride, tuple) else int(stride) ** dims
 
 
 class rerouted:

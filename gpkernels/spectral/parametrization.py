@@ -77,6 +77,18 @@ class SpectralNorm(Owned):
         buffers: Any = self._buffers
         return buffers["_u"], buffers["_v"]
 
+    def state(self, weight: Tensor) -> State | None:
+        """As of every parametrization, in a third of the time."""
+        u, v = self.uv()
+        try:
+            return (
+                (id(weight), weight.data_ptr(), weight._version),
+                (id(u), u.data_ptr(), u._version),
+                (id(v), v.data_ptr(), v._version),
+            )
+        except RuntimeError:
+            return None
+
     def is_known(self, state: State) -> bool:
         """Whether an update measured sigma in this state, and another one will follow the next change."""
         known = self.known

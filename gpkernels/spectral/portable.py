@@ -1,4 +1,5 @@
-"""What the parametrizations share: they find their weight, keep float32 buffers, copy and pickle with their module."""
+"""What the parametrizations share: they find their weight, are read without detours, keep float32 buffers, copy and
+pickle with their module."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ import weakref
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -138,6 +141,33 @@ class Owned(nn.Module, ABC):
         super().__setstate__({**state, "known": Known(owner, fresh, copied=True)})
 
 
+def shorten_reads(module: nn.Module, name: str) -> None:
+    """Lets reads of a weight that torch has just parametrized go straight to the `forward` of its parametrization, if
+    that is the only one, and ours, and nothing is hooked to the calls of modules by which torch gets there."""
+    cls: Any = type(module)
+    by_torch = cls.__dict__[name]
+    read_by_torch = by_torch.fget
+
+    def read(self: nn.Module) -> Tensor:
+        if torch.compiler.is_compiling() or parametrize._cache_enabled or modules._has_any_global_hook():
+            return read_by_torch(self)
+        owner: Any = self._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
+        inside = owner._modules
+        norm = inside["0"]
+        if len(inside) > 1 or not isinstance(norm, Owned) or _is_hooked(owner) or _is_hooked(norm):
+            return read_by_torch(self)
+        weight = owner._parameters.get("original")
+        return norm.forward(owner._buffers["original"] if weight is None else weight)
+
+    setattr(cls, name, property(read, by_torch.fset))
+
+
+def _is_hooked(module: Any) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def make_portable(module: nn.Module) -> None:
     """Lets a module that torch has just parametrized be pickled, and copied to a class of its own: torch's refuses the
     first, and shares the class with copies, which removing a parametrization then breaks."""
@@ -168,5 +198,6 @@ def _rebuilt(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     parametrize._inject_new_class(module)
     for name in names:
         parametrize._inject_property(module, name)
+        shorten_reads(module, name)
     make_portable(module)
     return module

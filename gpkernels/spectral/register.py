@@ -15,7 +15,7 @@ from gpkernels._checks import check_choice, check_count, check_floating, check_n
 from gpkernels.spectral.convolution import Convolution, ConvolutionNorm
 from gpkernels.spectral.group import Group
 from gpkernels.spectral.parametrization import SpectralNorm, SpectralNormOfVector
-from gpkernels.spectral.portable import make_portable
+from gpkernels.spectral.portable import make_portable, shorten_reads
 
 UPDATES, INITS, NORMS = ("step", "read"), ("power", "svd"), ("matrix", "convolution")
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -106,8 +106,11 @@ def register(
         made = SpectralNormOfVector(**common)
     else:
         made = SpectralNorm(weight, dim, iterations=options["iterations"], init=options["init"], group=group, **common)
+    first = not parametrize.is_parametrized(module, name)
     parametrize.register_parametrization(module, name, made)
     make_portable(module)
+    if first:
+        shorten_reads(module, name)
     if isinstance(made, SpectralNorm | ConvolutionNorm):
         made.attach(_list_of(module, name))
     return dim
