@@ -13,7 +13,7 @@ import torch
 import trees
 
 from gpkernels import cli
-from gpkernels.training import checkpoint
+from gpkernels.training import TrainConfig, Trainer, checkpoint
 from gpkernels.training.command import _device, _StopOnSignal
 
 SMALL = ["--ngf", "4", "--ndf", "4", "--nz", "8", "--batch-size", "4", "--log-every", "1"]
@@ -203,6 +203,34 @@ def test_resume_on_other_data_is_refused(tmp_path, capsys, trained):
     code, _, errors = run(capsys, "train", "--resume", "--out", trained, "--data", f"folder:{tmp_path}", "--steps", 2)
     assert code == 2
     assert "--data: wanted 1 channels of 32 pixels, as the checkpoint was trained, got 3 of 64" in errors
+
+
+def test_a_run_on_a_program_s_images_does_not_go_on_with_the_config_s(tmp_path, capsys, eight_faces):
+    """Nor with other images than before, unless they are named."""
+    settings = {"ngf": 4, "ndf": 4, "nz": 8, "batch_size": 4, "steps": 1}
+    Trainer(TrainConfig(**settings), eight_faces, tmp_path / "given").run()
+    resume = ("train", "--resume", "--steps", 2, "--tracker", "none", "--no-report", "--out")
+    code, _, errors = run(capsys, *resume, tmp_path / "given")
+    assert code == 2
+    assert "--data: wanted images by name, since a program gave this run its own ('faces', 8 images)" in errors
+    assert run(capsys, *resume, tmp_path / "given", "--data", "lfw-mini")[0] == 0
+    assert run(capsys, *resume, tmp_path / "given", "--steps", 3)[0] == 0  # now they are lfw-mini's
+
+    trees.folder(tmp_path / "images", 8)
+    small = ("--image-size", 32, "--steps", 1, *SMALL)
+    named = ("--data", f"folder:{tmp_path / 'images'}")
+    assert run(capsys, "train", "--out", tmp_path / "named", *named, *small)[0] == 0
+    (tmp_path / "images/class0/000.png").unlink()
+    code, _, errors = run(capsys, *resume, tmp_path / "named")
+    assert code == 2
+    assert "--data: wanted the 8 images of images that the run was trained on, got 7 others of folder:" in errors
+    assert run(capsys, *resume, tmp_path / "named", *named)[0] == 0
+
+
+def test_epochs_of_a_run_that_ends_by_steps_are_refused(capsys, trained):
+    code, _, errors = run(capsys, "train", "--resume", "--out", trained, "--epochs", 3)
+    assert code == 2
+    assert "--epochs: this run ends by --steps 1; wanted --steps, got --epochs 3" in errors
 
 
 BLOCKED = """

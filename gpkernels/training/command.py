@@ -16,6 +16,7 @@ from gpkernels.errors import UserError
 if TYPE_CHECKING:
     from gpkernels.training.callbacks import Callback
     from gpkernels.training.config import TrainConfig
+    from gpkernels.training.data import ImageSet
     from gpkernels.training.processes import Processes
 
 GROUPS = {
@@ -30,18 +31,6 @@ GROUPS = {
 
 _TRAIN = """Trains a GAN into a run folder: config.json, log.jsonl, samples, curves, checkpoints, report.html.
 A setting is taken from its flag, else from --config, else from the preset."""
-_CHANGEABLE_ON_RESUME = {
-    "epochs",
-    "steps",
-    "device",
-    "log_every",
-    "data",
-    "cache",
-    "accumulate",
-    "sync_batchnorm",
-    "checkpoint_minutes",
-    "keep",
-}
 _OF_EACH_MACHINE = ("data", "cache")
 """Settings that each process takes from its own command line."""
 
@@ -122,7 +111,7 @@ def _train(options: argparse.Namespace) -> int:
         if joined.main:
             callbacks = [Progress(), Trackers(*_tracker_names(options.tracker, out if options.resume else None))]
             callbacks += [Report()] * options.report
-        return _run(config, state, out, joined, callbacks)
+        return _run(config, state, out, joined, callbacks, others=hasattr(options, "data"))
 
 
 def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -148,7 +137,7 @@ def _begin(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any] | N
     """The settings, the state to go on from and the run folder. Of several processes the main one finds them for all:
     no other machine needs to have the folder, or a file of settings."""
     from gpkernels.training import checkpoint, config_file, disk
-    from gpkernels.training.config import TrainConfig, flag, settings
+    from gpkernels.training.config import TrainConfig, check_unchanged, settings
 
     given = _given(options, settings())
     if not options.resume:
@@ -163,17 +152,31 @@ def _begin(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any] | N
         given = {**config_file.read(options.config), **given}
     state = checkpoint.load(options.out)
     saved = state["config"]
-    for name, value in given.items():
-        if name not in _CHANGEABLE_ON_RESUME and saved.get(name) != value:
-            raise UserError(f"{flag(name)}: wanted {saved.get(name)}, as the checkpoint was trained, got {value}")
+    check_unchanged(saved, given)
+    if hasattr(options, "epochs") and given.get("steps", saved["steps"]) is not None and not hasattr(options, "steps"):
+        raise UserError(
+            f"--epochs: this run ends by --steps {given.get('steps', saved['steps'])}; wanted --steps, got --epochs "
+            f"{options.epochs}"
+        )
+    images = state["images"]
+    if images is not None and images["given"] and not hasattr(options, "data"):
+        raise UserError(
+            f"--data: wanted images by name, since a program gave this run its own ({images['name']!r}, "
+            f"{images['count']} images), got none; it goes on in that program, or with other images here"
+        )
     disk.check_free(options.out)
     return TrainConfig.from_dict({**saved, **given}), state, options.out
 
 
 def _run(
-    config: TrainConfig, state: dict[str, Any] | None, out: Path, joined: Processes, callbacks: Sequence[Callback]
+    config: TrainConfig,
+    state: dict[str, Any] | None,
+    out: Path,
+    joined: Processes,
+    callbacks: Sequence[Callback],
+    others: bool,
 ) -> int:
-    """Trains, as one of the processes of a run; the main one speaks."""
+    """Trains, as one of the processes of a run; the main one speaks. `others`: on other images than before, too."""
     from gpkernels.training import Trainer, checkpoint, data
     from gpkernels.training.progress import Reporter
 
@@ -184,15 +187,8 @@ def _run(
             reading.update(done, "images")
 
         images = data.load(config, progress)
-    if state is not None and (state["channels"], state["size"]) != (images.channels, images.size):
-        raise UserError(
-            f"--data: wanted {state['channels']} channels of {state['size']} pixels, as the checkpoint was trained, "
-            f"got {images.channels} of {images.size}"
-        )
-    if state is not None and config.condition != "none" and state["classes"] != images.classes:
-        raise UserError(
-            f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
-        )
+    if state is not None:
+        _check_images(images, state, config, others)
     trainer = Trainer(config, images, out, callbacks=callbacks, resume=state, processes=joined)
     with _StopOnSignal(trainer.stop):
         finished = trainer.run()
@@ -205,6 +201,25 @@ def _run(
     report = f"report {out / 'report.html'}, " if (out / "report.html").is_file() else ""
     print(f"done: {report}samples {newest}, curves {out / 'curves.png'}, checkpoint {checkpoint.held(out)[0]}")
     return 0
+
+
+def _check_images(images: ImageSet, state: dict[str, Any], config: TrainConfig, others: bool) -> None:
+    """Raises UserError for images that the nets do not take; without `others`, for those not trained on before too."""
+    if (state["channels"], state["size"]) != (images.channels, images.size):
+        raise UserError(
+            f"--data: wanted {state['channels']} channels of {state['size']} pixels, as the checkpoint was trained, "
+            f"got {images.channels} of {images.size}"
+        )
+    if config.condition != "none" and state["classes"] != images.classes:
+        raise UserError(
+            f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
+        )
+    then = state["images"]
+    if not others and then is not None and then["fingerprint"] != images.fingerprint():
+        raise UserError(
+            f"--data: wanted the {then['count']} images of {then['name']} that the run was trained on, got "
+            f"{len(images.images)} others of {config.data}; --data {config.data} goes on with these"
+        )
 
 
 def _tracker_names(wanted: str | None, resumed: Path | None) -> tuple[str, ...]:
@@ -283,6 +298,11 @@ def _report(options: argparse.Namespace) -> int:
     generator, config, step = checkpoint.load_generator(options.folder)
     generator.to(device)
     images = data.load(dataclasses.replace(config, data=options.data or config.data))
+    trained_on = checkpoint.images(checkpoint.find(options.folder))
+    if options.data is None and trained_on is not None and trained_on["fingerprint"] != images.fingerprint():
+        warning = data.of_others(trained_on, config)
+        checkpoint.say(warning)
+        images.note = " ".join(filter(None, (f"Note: {warning}.", images.note)))
     print(f"report {report.write(options.folder, config, step, generator, images)}")
     return 0
 
