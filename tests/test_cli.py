@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,9 @@ def unwritable(tmp_path):
         ),
         (lambda p, t: ["sample", p / "none.pt"], "none.pt, which does not exist"),
         (lambda p, t: ["sample", t, "--n", "0"], "--n: wanted a whole number >= 1, got 0"),
+        (lambda p, t: ["sample", t, "--seed", 10**20], "--seed: wanted 0 to 2**31 - 1, got 1" + 20 * "0"),
+        (lambda p, t: ["sample", t, "--seed", "-1"], "--seed: wanted 0 to 2**31 - 1, got -1"),
+        (lambda p, t: ["train", "--loss", "gls-gan", "--slope", "nan"], "--slope: wanted a finite number, got nan"),
         (lambda p, t: ["sample", t, "--out", unwritable(p) / "grid.png"], "file/run"),
         (lambda p, t: [], "the following arguments are required: command"),
     ],
@@ -196,6 +200,62 @@ def test_what_a_person_can_put_right_is_one_line(tmp_path, monkeypatch, capsys, 
     assert errors.startswith("gpkernels: error: ")
     assert errors.count("\n") == 1
     assert message in errors
+
+
+def test_a_finished_run_is_done_without_its_samples(tmp_path, capsys, trained):
+    out = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    shutil.rmtree(out / "samples")
+    code, text, errors = run(capsys, "train", "--resume", "--out", out, "--tracker", "none", "--no-report")
+    assert (code, errors) == (0, "")
+    assert f"done: curves {out / 'curves.png'}, checkpoint {out / 'checkpoints/step_00000001'}" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "what", "line"),
+    [
+        (["evaluate", "x"], "gpkernels.training.checkpoint.find", "stopped; the same command starts again"),
+        (["train"], "gpkernels.training.data.load", "stopped; the same command goes on, with --resume if it has begun"),
+        (
+            ["prepare", "--data", "folder:x"],
+            "gpkernels.training.prepare._prepare_one",
+            "stopped; the same command goes",
+        ),
+    ],
+)
+def test_ctrl_c_is_one_line_wherever_it_comes(tmp_path, monkeypatch, capsys, command, what, line):
+    def interrupt(*arguments):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(what, interrupt)
+    code, _, errors = run(capsys, *command)
+    assert code == 130
+    assert errors.splitlines()[-1].startswith(f"gpkernels: {line}")
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_while_images_are_prepared(tmp_path):
+    """In a process with threads that decode; the same command goes on to the end."""
+    trees.folder(tmp_path / "images", 300)
+    arguments = ["prepare", "--data", "folder:images", "--cache", "cache"]
+    slow = (
+        "import time, runpy; from PIL import Image; plain = Image.open; "
+        "Image.open = lambda *a, **k: (time.sleep(0.05), plain(*a, **k))[1]; "
+        "runpy.run_module('gpkernels', run_name='__main__')"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", slow, *arguments], cwd=tmp_path, **pipes)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "cache").glob("*.journal")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "gpkernels: stopped; the same command goes on\n")
+    done = gpkernels(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "300 images of 64x64" in done.stdout
 
 
 def test_resume_on_other_data_is_refused(tmp_path, capsys, trained):

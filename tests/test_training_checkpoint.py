@@ -494,10 +494,8 @@ def test_where_the_file_system_has_no_locks_a_run_goes_on_with_a_warning(tmp_pat
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(disk.fcntl, "flock", flock)
-    with (
-        pytest.warns(RuntimeWarning, match=f"locks no files .*{os.strerror(number)}") as warned,
-        disk.FolderLock(tmp_path),
-    ):
+    message = f"locks no files .*{os.strerror(number)}"
+    with pytest.warns(RuntimeWarning, match=message) as warned, disk.FolderLock(tmp_path):
         disk.check_free(tmp_path)
     assert len({str(warning.message) for warning in warned}) == 1  # which Python shows once
     monkeypatch.setattr(disk.fcntl, "flock", lambda file, how: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))

@@ -149,10 +149,14 @@ def load_generator(path: Path, generator: nn.Module | None = None) -> tuple[Any,
     state = load(path)
     config = TrainConfig.from_dict(state["config"])
     given = state.get("given", {}).get("generator")
-    if (given is None) != (generator is None):
+    if given is not None and generator is None:
         raise UserError(
-            f"checkpoint: its generator is {given or 'the one its config names'}: wanted "
-            f"load_generator(path{', generator=...' if given else ''})"
+            f"checkpoint: the run's generator is {given} of its program: wanted it, got none, as the commands cannot; "
+            "in Python, checkpoint.load_generator takes generator="
+        )
+    if given is None and generator is not None:
+        raise UserError(
+            f"checkpoint: its generator is the one its config names: wanted none, got {type(generator).__name__}"
         )
     if generator is None:
         generator, _ = models.build(config, state["channels"], state["size"], state["classes"])

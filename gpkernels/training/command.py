@@ -197,9 +197,13 @@ def _run(
     if not finished:
         print(f"stopped after step {trainer.step}, saved. Go on with: gpkernels train --out {out} --resume")
         return 0
-    newest = max((out / "samples").glob("epoch_*.png"))
-    report = f"report {out / 'report.html'}, " if (out / "report.html").is_file() else ""
-    print(f"done: {report}samples {newest}, curves {out / 'curves.png'}, checkpoint {checkpoint.held(out)[0]}")
+    made = {
+        "report": out / "report.html",
+        "samples": max((out / "samples").glob("epoch_*.png"), default=out / "samples"),
+        "curves": out / "curves.png",
+    }
+    shown = [f"{what} {path}" for what, path in made.items() if path.is_file()]
+    print(f"done: {', '.join([*shown, f'checkpoint {checkpoint.held(out)[0]}'])}")
     return 0
 
 
@@ -274,6 +278,8 @@ def _sample(options: argparse.Namespace) -> int:
     _need_train_extra()
     if options.n < 1:
         raise UserError(f"--n: wanted a whole number >= 1, got {options.n}")
+    if not 0 <= options.seed < 2**31:
+        raise UserError(f"--seed: wanted 0 to 2**31 - 1, got {options.seed}")
     import torch
 
     from gpkernels.training import checkpoint, models, pictures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -184,9 +185,11 @@ class TrainConfig:
             if value is None:
                 continue
             choices, minimum = spec.metadata["choices"], spec.metadata["minimum"]
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{flag(name)}: wanted a finite number, got {value}")
             if choices is not None and value not in choices:
                 raise UserError(f"{flag(name)}: wanted one of {', '.join(choices)}, got {value!r}")
-            if minimum is not None and not value >= minimum:
+            if minimum is not None and value < minimum:
                 raise UserError(f"{flag(name)}: wanted at least {minimum:g}, got {value}")
         if self.image_size not in (None, *IMAGE_SIZES):
             raise UserError(f"--image-size: wanted 32, 64 or 128, got {self.image_size}")
