@@ -153,11 +153,9 @@ def _begin(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any] | N
     state = checkpoint.load(options.out)
     saved = state["config"]
     check_unchanged(saved, given)
-    if hasattr(options, "epochs") and given.get("steps", saved["steps"]) is not None and not hasattr(options, "steps"):
-        raise UserError(
-            f"--epochs: this run ends by --steps {given.get('steps', saved['steps'])}; wanted --steps, got --epochs "
-            f"{options.epochs}"
-        )
+    steps = given.get("steps", saved.get("steps"))
+    if hasattr(options, "epochs") and not hasattr(options, "steps") and steps is not None:
+        raise UserError(f"--epochs: this run ends by --steps {steps}; wanted --steps, got --epochs {options.epochs}")
     images = state["images"]
     if images is not None and images["given"] and not hasattr(options, "data"):
         raise UserError(
