@@ -17,6 +17,9 @@ from gpkernels.metrics.command import add_command as add_evaluate
 from gpkernels.training.command import add_commands as add_training
 from gpkernels.training.prepare import add_command as add_prepare
 
+_AGAIN = {"prepare": "goes on", "train": "goes on, with --resume if it has begun to train"}
+"""What a command that was stopped does when it is given once more."""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -24,14 +27,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    command = ""
     try:
         options = _parser().parse_args(argv)
+        command = options.command
         return options.run(options)
     except UserError as error:
         return _complain(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print(f"gpkernels: stopped; the same command {_AGAIN.get(command, 'starts again')}", file=sys.stderr)
+        return 130  # as shells say of SIGINT
 
 
 def _complain(message: str) -> int:

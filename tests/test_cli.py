@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import trees
 
 from gpkernels import cli
-from gpkernels.training import checkpoint
+from gpkernels.training import TrainConfig, Trainer, checkpoint
 from gpkernels.training.command import _device, _StopOnSignal
 
 SMALL = ["--ngf", "4", "--ndf", "4", "--nz", "8", "--batch-size", "4", "--log-every", "1"]
@@ -165,6 +166,9 @@ def unwritable(tmp_path):
         ),
         (lambda p, t: ["sample", p / "none.pt"], "none.pt, which does not exist"),
         (lambda p, t: ["sample", t, "--n", "0"], "--n: wanted a whole number >= 1, got 0"),
+        (lambda p, t: ["sample", t, "--seed", 10**20], "--seed: wanted 0 to 2**31 - 1, got 1" + 20 * "0"),
+        (lambda p, t: ["sample", t, "--seed", "-1"], "--seed: wanted 0 to 2**31 - 1, got -1"),
+        (lambda p, t: ["train", "--loss", "gls-gan", "--slope", "nan"], "--slope: wanted a finite number, got nan"),
         (lambda p, t: ["sample", t, "--out", unwritable(p) / "grid.png"], "file/run"),
         (lambda p, t: [], "the following arguments are required: command"),
     ],
@@ -178,11 +182,95 @@ def test_what_a_person_can_put_right_is_one_line(tmp_path, monkeypatch, capsys, 
     assert message in errors
 
 
+def test_a_finished_run_is_done_without_its_samples(tmp_path, capsys, trained):
+    out = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    shutil.rmtree(out / "samples")
+    code, text, errors = run(capsys, "train", "--resume", "--out", out, "--tracker", "none", "--no-report")
+    assert (code, errors) == (0, "")
+    assert f"done: curves {out / 'curves.png'}, checkpoint {out / 'checkpoints/step_00000001'}" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "what", "line"),
+    [
+        (["evaluate", "x"], "gpkernels.training.checkpoint.find", "stopped; the same command starts again"),
+        (["train"], "gpkernels.training.data.load", "stopped; the same command goes on, with --resume if it has begun"),
+        (
+            ["prepare", "--data", "folder:x"],
+            "gpkernels.training.prepare._prepare_one",
+            "stopped; the same command goes",
+        ),
+    ],
+)
+def test_ctrl_c_is_one_line_wherever_it_comes(tmp_path, monkeypatch, capsys, command, what, line):
+    def interrupt(*arguments):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(what, interrupt)
+    code, _, errors = run(capsys, *command)
+    assert code == 130
+    assert errors.splitlines()[-1].startswith(f"gpkernels: {line}")
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_while_images_are_prepared(tmp_path):
+    """In a process with threads that decode; the same command goes on to the end."""
+    trees.folder(tmp_path / "images", 300)
+    arguments = ["prepare", "--data", "folder:images", "--cache", "cache"]
+    slow = (
+        "import time, runpy; from PIL import Image; plain = Image.open; "
+        "Image.open = lambda *a, **k: (time.sleep(0.05), plain(*a, **k))[1]; "
+        "runpy.run_module('gpkernels', run_name='__main__')"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", slow, *arguments], cwd=tmp_path, **pipes)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "cache").glob("*.journal")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "gpkernels: stopped; the same command goes on\n")
+    done = gpkernels(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "300 images of 64x64" in done.stdout
+
+
 def test_resume_on_other_data_is_refused(tmp_path, capsys, trained):
     trees.folder(tmp_path, 4)
     code, _, errors = run(capsys, "train", "--resume", "--out", trained, "--data", f"folder:{tmp_path}", "--steps", 2)
     assert code == 2
     assert "--data: wanted 1 channels of 32 pixels, as the checkpoint was trained, got 3 of 64" in errors
+
+
+def test_a_run_on_a_program_s_images_does_not_go_on_with_the_config_s(tmp_path, capsys, eight_faces):
+    """Nor with other images than before, unless they are named."""
+    settings = {"ngf": 4, "ndf": 4, "nz": 8, "batch_size": 4, "steps": 1}
+    Trainer(TrainConfig(**settings), eight_faces, tmp_path / "given").run()
+    resume = ("train", "--resume", "--steps", 2, "--tracker", "none", "--no-report", "--out")
+    code, _, errors = run(capsys, *resume, tmp_path / "given")
+    assert code == 2
+    assert "--data: wanted images by name, since a program gave this run its own ('faces', 8 images)" in errors
+    assert run(capsys, *resume, tmp_path / "given", "--data", "lfw-mini")[0] == 0
+    assert run(capsys, *resume, tmp_path / "given", "--steps", 3)[0] == 0  # now they are lfw-mini's
+
+    trees.folder(tmp_path / "images", 8)
+    small = ("--image-size", 32, "--steps", 1, *SMALL)
+    named = ("--data", f"folder:{tmp_path / 'images'}")
+    assert run(capsys, "train", "--out", tmp_path / "named", *named, *small)[0] == 0
+    (tmp_path / "images/class0/000.png").unlink()
+    code, _, errors = run(capsys, *resume, tmp_path / "named")
+    assert code == 2
+    assert "--data: wanted the 8 images of images that the run was trained on, got 7 others of folder:" in errors
+    assert run(capsys, *resume, tmp_path / "named", *named)[0] == 0
+
+
+def test_epochs_of_a_run_that_ends_by_steps_are_refused(capsys, trained):
+    code, _, errors = run(capsys, "train", "--resume", "--out", trained, "--epochs", 3)
+    assert code == 2
+    assert "--epochs: this run ends by --steps 1; wanted --steps, got --epochs 3" in errors
 
 
 BLOCKING = """

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import trees
 from PIL import Image
 from threads import one_thread  # noqa: F401
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from gpkernels import cli, metrics
 from gpkernels.metrics import command, evaluator, features, table
 from gpkernels.metrics.images import to_bytes
-from gpkernels.training import TrainConfig, checkpoint, data, disk, models
+from gpkernels.training import TrainConfig, Trainer, checkpoint, data, disk, models
 
 SKIMAGE = Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data"
 N = 100
@@ -292,6 +293,7 @@ def test_labels_have_the_real_frequencies_and_held_out_images_are_used(trained, 
     config = TrainConfig(nz=8, condition="concat")
     monkeypatch.setattr(checkpoint, "load_generator", lambda path: (Labelled(), config, 7))
     images = np.zeros((200, 1, 32, 32), np.uint8)
+    monkeypatch.setattr(checkpoint, "images", lambda path: {"fingerprint": Split("all", images).fingerprint()})
     load = data.load
     monkeypatch.setattr(data, "load", lambda config: Split("all", images))
     evaluators = []
@@ -347,6 +349,51 @@ def test_other_data_is_said_to_be_other(trained, capsys, monkeypatch):
     assert "100 other images of folder:elsewhere" in text
     assert "whether it was trained on them is not known" in text
     assert (loaded[0].data, loaded[0].image_size) == ("folder:elsewhere", 32)
+
+
+def test_held_out_is_what_the_checkpoint_s_own_data_holds_out(tmp_path, capsys):
+    """Of other data it is the test part, on which the model may have been trained."""
+    celeba = trees.celeba(tmp_path / "data", 300)
+    small = ["--ngf", "4", "--ndf", "4", "--nz", "8", "--batch-size", "4", "--steps", "1", "--tracker", "none"]
+    folder, own = f"folder:{celeba / 'celeba/img_align_celeba'}", f"celeba:{celeba}"
+    for name, data_set in (("folder", folder), ("own", own)):
+        flags = ["--data", data_set, "--image-size", "32", "--out", str(tmp_path / name), "--no-report", *small]
+        assert cli.main(["train", *flags]) == 0
+    capsys.readouterr()
+    usual = ("--metrics", "swd", "--n", 100, "--device", "cpu")
+    other = "whether it was trained on them is not known"
+    code, text, _ = run(capsys, tmp_path / "folder", "--data", own, *usual)
+    assert code == 0
+    assert f"100 other test images of {own}" in text
+    assert other in text
+    (tmp_path / "data").rename(tmp_path / "moved")
+    for flags in ((), ("--data", f"celeba:{tmp_path / 'moved'}")):
+        if not flags:
+            (tmp_path / "data").symlink_to(tmp_path / "moved")
+        code, text, _ = run(capsys, tmp_path / "own", *flags, *usual)
+        assert code == 0
+        assert "100 held-out images of celeba:" in text
+        assert other not in text
+
+
+def test_images_that_a_program_gave_are_not_taken_for_the_config_s(tmp_path, capsys):
+    """Said where nobody named the data; the report says it as well."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 32, 32), np.uint8)
+    settings = {"ngf": 4, "ndf": 4, "nz": 8, "batch_size": 4, "steps": 1}
+    Trainer(TrainConfig(**settings), data.ImageSet.from_arrays(pixels, name="my faces"), tmp_path).run()
+    usual = ("--metrics", "swd", "--n", 100, "--device", "cpu")
+    code, text, _ = run(capsys, tmp_path, *usual)
+    assert code == 0
+    assert "100 other images of lfw-mini" in text
+    assert "trained on images that a program gave it ('my faces', 40 images), not on lfw-mini" in text
+    code, text, _ = run(capsys, tmp_path, "--data", "lfw-mini", *usual)
+    assert code == 0
+    assert "whether it was trained on them is not known" in text
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert "trained on images that a program gave it ('my faces', 40 images)" in capsys.readouterr().err
+    page = (tmp_path / "report.html").read_text()
+    assert "trained on images that a program gave it (&#x27;my faces&#x27;, 40 images), not on lfw-mini" in page
+    assert "Not the config&#x27;s own, but the program&#x27;s that trained: images my faces (40)." in page
 
 
 def test_colour_data_for_a_grey_checkpoint_is_refused(trained, tmp_path, capsys):

@@ -240,6 +240,30 @@ def test_log_lines_after_the_last_checkpoint_are_dropped_on_resume(faces, tmp_pa
     assert lines == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lr", 1e-6, "--lr: wanted 0.0002, as the checkpoint was trained, got 1e-06"),
+        ("penalty_interval", 4, "--penalty-interval: wanted 1, as the checkpoint was trained, got 4"),
+        ("seed", 5, "--seed: wanted 0, as the checkpoint was trained, got 5"),
+    ],
+)
+def test_a_state_is_refused_with_other_settings(faces, tmp_path, name, value, message):
+    """Of which the optimizers, or the order of the images, would go on with the old."""
+    trainer(faces, tmp_path, steps=1).run()
+    state = checkpoint.load(tmp_path)
+    with pytest.raises(UserError, match=message):
+        trainer(faces, tmp_path, steps=2, resume=state, **{name: value})
+    fresh = trainer(faces, tmp_path / "fresh", **{name: value})
+    with pytest.raises(UserError, match=message):
+        fresh.load_state_dict(state)
+    del state["config"][name]  # as in a checkpoint from before there was this setting: it had the default
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')}: wanted"):
+        fresh.load_state_dict(state)
+    others = {"epochs": 3, "accumulate": 2, "keep": 5, "checkpoint_minutes": 1.0, "log_every": 2}
+    assert trainer(faces, tmp_path, steps=2, resume=checkpoint.load(tmp_path), **others).run()
+
+
 def test_run_folder_holds_what_it_promises(faces, tmp_path):
     from PIL import Image
 
@@ -337,7 +361,11 @@ def test_divergence_stops_with_the_term_that_broke(faces, tmp_path):
         ({"penalty": "wgan"}, "--penalty: wanted one of none, coupled"),
         ({"image_size": 48}, "--image-size: wanted 32, 64 or 128, got 48"),
         ({"batch_size": 1}, "--batch-size: wanted at least 2, got 1"),
-        ({"lr": float("nan")}, "--lr: wanted at least 0, got nan"),
+        ({"lr": float("nan")}, "--lr: wanted a finite number, got nan"),
+        ({"lr": float("inf")}, "--lr: wanted a finite number, got inf"),
+        ({"margin": float("inf")}, "--margin: wanted a finite number, got inf"),
+        ({"epsilon": float("inf"), "loss": "hinge"}, "--epsilon: wanted a finite number, got inf"),
+        ({"slope": float("-inf"), "loss": "gls-gan"}, "--slope: wanted a finite number, got -inf"),
         ({"unlabelled_confidence": 1.5}, "--unlabelled-confidence: wanted at most 1, got 1.5"),
         ({"beta1": 1.0}, "--beta1: wanted a number below 1, got 1"),
         ({"seed": 2**31}, "--seed: wanted a number below 2"),

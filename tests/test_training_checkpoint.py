@@ -1,5 +1,6 @@
 """Checkpoints: what they hold, how damage is told and survived, which stay; folders that one run at a time uses."""
 
+import errno
 import json
 import os
 import random
@@ -106,7 +107,7 @@ def test_every_dtype_shared_memory_and_what_is_no_tensor_come_back(tmp_path):
 
     saved, fresh = net(), net()
     saved[1].calls = 5
-    about = {"step": 1, "config": {}, "channels": 1, "size": 32, "classes": 0}
+    about = {"step": 1, "config": {}, "channels": 1, "size": 32, "classes": 0, "images": {}}
     nets = {name: saved.state_dict() for name in checkpoint.NETS}
     state = checkpoint.load(checkpoint.save(tmp_path, {**about, **nets, "more": [1, torch.ones(2)]}))
     checkpoint.load_weights(fresh, state["critic"], "critic")
@@ -419,12 +420,33 @@ def test_a_checkpoint_loses_its_name_before_its_files(run, monkeypatch):
 
 
 def test_what_a_killed_run_left_half_written_is_deleted(run):
-    for path in ("report.html.tmp", "samples/epoch_0002.png.tmp", "checkpoints/step_00000005.tmp/critic.safetensors"):
+    for path in (
+        *("config.json.tmp", "sessions.json.tmp", "trackers.json.tmp", "curves.png.tmp", "report.html.tmp"),
+        *("diverged.pt.tmp", "samples/epoch_0002.png.tmp", "checkpoints/step_00000005.tmp/critic.safetensors"),
+    ):
         (run / path).parent.mkdir(exist_ok=True)
         (run / path).write_bytes(b"half")
+    (run / "checkpoints/newest.tmp").symlink_to("step_00000005")
     checkpoint.begin(run, 4)
     assert not list(run.rglob("*.tmp"))
     assert names(run) == ["newest", "step_00000003", "step_00000004"]
+
+
+def test_a_run_deletes_no_file_of_someone_else_s(faces, tmp_path):
+    """Such as in a folder that has held something before."""
+    theirs = (
+        "notes.tmp",
+        "data.tmp/image.png",
+        "samples/mine.tmp",
+        "drafts/chapter.tmp",
+        "checkpoints/step_by_step.tmp",
+    )
+    for path in theirs:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("mine")
+    trainer(faces, tmp_path, steps=1).run()
+    trainer(faces, tmp_path, steps=2, resume=checkpoint.load(tmp_path)).run()
+    assert [(tmp_path / path).read_text() for path in theirs] == ["mine"] * len(theirs)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -462,6 +484,23 @@ def test_a_second_run_in_the_folder_is_refused(faces, run, capsys):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert second.run()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_the_file_system_has_no_locks_a_run_goes_on_with_a_warning(tmp_path, monkeypatch, number):
+    """As Lustre without -o flock, and some NFS."""
+
+    def flock(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(disk.fcntl, "flock", flock)
+    message = f"locks no files .*{os.strerror(number)}"
+    with pytest.warns(RuntimeWarning, match=message) as warned, disk.FolderLock(tmp_path):
+        disk.check_free(tmp_path)
+    assert len({str(warning.message) for warning in warned}) == 1  # which Python shows once
+    monkeypatch.setattr(disk.fcntl, "flock", lambda file, how: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"), disk.FolderLock(tmp_path):
+        pass
 
 
 def test_a_new_run_in_a_used_folder_is_refused(faces, run):

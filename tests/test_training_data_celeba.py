@@ -8,7 +8,7 @@ from PIL import Image
 from gpkernels.errors import UserError
 from gpkernels.training import data
 from gpkernels.training.config import CROPS, SPLITS, TrainConfig
-from gpkernels.training.data import celeba
+from gpkernels.training.data import celeba, prepared
 
 
 def config(path, **settings):
@@ -159,12 +159,6 @@ ATTRIBUTES, PARTITION = "list_attr_celeba.txt", "list_eval_partition.txt"
         (lambda p: trees.picture(p / "a.png"), "which is a file"),
         (lambda p: p, r"--data celeba: wanted img_align_celeba \(a folder of images, or .zip\) in .* got none of"),
         (emptied, "got none of these"),
-        (lambda p: without(p, "img_align_celeba/000003.jpg"), "got '12' stated, 12 rows and 11 images"),
-        (lambda p: edited(p, ATTRIBUTES, "12\n", "13\n"), "got '13' stated, 12 rows and 12 images"),
-        (lambda p: edited(p, ATTRIBUTES, "12\n", ""), "wanted one count in list_attr_celeba.txt, .* got 'Bald Young'"),
-        (lambda p: edited(p, ATTRIBUTES, "000004.jpg", "000003.jpg"), "wanted one row for each .* got two for 000003"),
-        (lambda p: edited(p, ATTRIBUTES, "000004.jpg", "x\33[1m"), "none for 000004.jpg"),
-        (lambda p: edited(p, ATTRIBUTES, "000004.jpg -1", "\33[1m 7"), "a name and 2 times 1 or -1 .* got '\\?\\[1m 7"),
         (lambda p: without(p, PARTITION), "--split train: wanted .*list_eval_partition.txt, which is missing"),
         (lambda p: edited(p, PARTITION, "000002.jpg 0", "000002.jpg 3"), "a name and 0, 1 or 2 in .* '000002.jpg 3'"),
         (lambda p: edited(p, PARTITION, "000002.jpg 0", "000002.jpg"), "a name and 0, 1 or 2 in .* got '000002.jpg'"),
@@ -175,12 +169,46 @@ def test_bad_data_is_named(tmp_path, make, message):
         data.load(config(make(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: edited(p, ATTRIBUTES, "12\n", "13\n"), "as many rows as it states .* got '13' stated and 12 rows"),
+        (lambda p: edited(p, ATTRIBUTES, "12\n", ""), "got 'Bald Young' stated and 11 rows"),
+        (lambda p: edited(p, ATTRIBUTES, "000004.jpg", "000003.jpg"), "wanted one row for each .* got two for 000003"),
+        (lambda p: edited(p, ATTRIBUTES, "000004.jpg", "x\33[1m"), "none for 000004.jpg"),
+        (lambda p: edited(p, ATTRIBUTES, "000004.jpg -1", "\33[1m 7"), "a name and 2 times 1 or -1 .* got '\\?\\[1m 7"),
+    ],
+)  # fmt: skip
+def test_bad_attributes_are_named_where_they_are_asked_for(tmp_path, monkeypatch, make, message):
+    """From a prepared file too, which without them is made all the same."""
+    path = make(tmp_path / "data")
+    assert len(data.load(config(path)).images) == 4
+    with pytest.raises(UserError, match=message):
+        data.load(config(path, label_attribute="Bald"))
+    monkeypatch.setattr(prepared, "AUTOMATIC", 0)
+    cache = {"cache": str(tmp_path / "cache")}
+    assert len(data.load(config(path, **cache)).images) == 4
+    with pytest.raises(UserError, match=message):
+        data.load(config(path, label_attribute="Bald", **cache))
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "kaggle", "plain"])
+def test_part_of_the_images_will_do(tmp_path, layout):
+    """With the lists of them all: rows belong to images by name."""
+    path = trees.CELEBA[layout](tmp_path / "data")
+    for number in (3, 5, 12):
+        next((tmp_path / "data").rglob(f"{number:06d}.jpg")).unlink()
+    assert len(data.load(config(path)).images) == 3
+    assert data.load(config(path, label_attribute="Bald")).labels.tolist() == [1, 0, 0]
+    assert data.load(config(path, split="all", label_attribute="Bald")).labels.tolist() == [1, 0, 0, 0, 1, 0, 1, 0, 1]
+
+
 def test_kaggles_lists_are_checked_too(tmp_path):
     trees.celeba_kaggle(tmp_path)
-    (tmp_path / "img_align_celeba/img_align_celeba/000012.jpg").unlink()
-    with pytest.raises(UserError, match="got 12 rows and 11 images"):
-        data.load(config(tmp_path))
+    trees.picture(tmp_path / "img_align_celeba/img_align_celeba/000013.jpg", (178, 218))
+    with pytest.raises(UserError, match=r"wanted a row for each image in .*csv, got none for 000013.jpg"):
+        data.load(config(tmp_path, split="all", label_attribute="Bald"))
     (tmp_path / "list_attr_celeba.csv").unlink()
-    assert len(data.load(config(tmp_path, split="all")).images) == 11
+    assert len(data.load(config(tmp_path, split="all")).images) == 13
     with pytest.raises(UserError, match=r"--label-attribute: wanted .*list_attr_celeba.txt, which is missing"):
         data.load(config(tmp_path, label_attribute="Bald"))

@@ -115,7 +115,7 @@ def test_a_checkpoint_of_ones_own_generator_wants_it_again(images, tmp_path, cap
     run.run()
     name = f"{__name__}.MyGenerator"
     with pytest.raises(
-        UserError, match=re.escape(f"its generator is {name}: wanted load_generator(path, generator=...)")
+        UserError, match=re.escape(f"the run's generator is {name} of its program: wanted it, got none")
     ):
         checkpoint.load_generator(tmp_path)
     loaded, config, step = checkpoint.load_generator(tmp_path, MyGenerator())
@@ -123,8 +123,14 @@ def test_a_checkpoint_of_ones_own_generator_wants_it_again(images, tmp_path, cap
     assert torch.equal(loaded(run.fixed_z), run.ema(run.fixed_z))
     with pytest.raises(UserError, match="its generator is of another architecture"):
         checkpoint.load_generator(tmp_path, MyGenerator(size=8))
-    assert cli.main(["sample", str(tmp_path)]) == 2
-    assert name in capsys.readouterr().err
+    for command in ("sample", "evaluate", "report"):
+        assert cli.main([command, str(tmp_path)]) == 2
+        errors = capsys.readouterr().err
+        assert name in errors
+        assert "the commands cannot; in Python, checkpoint.load_generator takes generator=" in errors
+    trainer(data.load(TrainConfig()), tmp_path / "own").save()
+    with pytest.raises(UserError, match="its generator is the one its config names: wanted none, got MyGenerator"):
+        checkpoint.load_generator(tmp_path / "own", MyGenerator())
 
 
 @pytest.mark.parametrize("left_out", ["generator", "critic", "objective"])

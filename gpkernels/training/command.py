@@ -17,6 +17,7 @@ from gpkernels.errors import UserError
 if TYPE_CHECKING:
     from gpkernels.training.callbacks import Callback
     from gpkernels.training.config import TrainConfig
+    from gpkernels.training.data import ImageSet
     from gpkernels.training.processes import Processes
 
 GROUPS = {
@@ -31,18 +32,6 @@ GROUPS = {
 
 _TRAIN = """Trains a GAN into a run folder: config.json, log.jsonl, samples, curves, checkpoints, report.html.
 A setting is taken from its flag, else from --config, else from the preset."""
-_CHANGEABLE_ON_RESUME = {
-    "epochs",
-    "steps",
-    "device",
-    "log_every",
-    "data",
-    "cache",
-    "accumulate",
-    "sync_batchnorm",
-    "checkpoint_minutes",
-    "keep",
-}
 _OF_EACH_MACHINE = ("data", "cache")
 """Settings that each process takes from its own command line."""
 
@@ -115,7 +104,7 @@ def _train(options: argparse.Namespace) -> int:
         if joined.main:
             callbacks = [Progress(), Trackers(*_tracker_names(options.tracker, out if options.resume else None))]
             callbacks += [Report()] * options.report
-        return _run(config, state, out, joined, callbacks)
+        return _run(config, state, out, joined, callbacks, others=hasattr(options, "data"))
 
 
 def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -141,7 +130,7 @@ def _begin(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any] | N
     """The settings, the state to go on from and the run folder. Of several processes the main one finds them for all:
     no other machine needs to have the folder, or a file of settings."""
     from gpkernels.training import checkpoint, config_file, disk
-    from gpkernels.training.config import TrainConfig, flag, settings
+    from gpkernels.training.config import TrainConfig, check_unchanged, settings
 
     given = _given(options, settings())
     if not options.resume:
@@ -156,17 +145,29 @@ def _begin(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any] | N
         given = {**config_file.read(options.config), **given}
     state = checkpoint.load(options.out)
     saved = state["config"]
-    for name, value in given.items():
-        if name not in _CHANGEABLE_ON_RESUME and saved.get(name) != value:
-            raise UserError(f"{flag(name)}: wanted {saved.get(name)}, as the checkpoint was trained, got {value}")
+    check_unchanged(saved, given)
+    steps = given.get("steps", saved.get("steps"))
+    if hasattr(options, "epochs") and not hasattr(options, "steps") and steps is not None:
+        raise UserError(f"--epochs: this run ends by --steps {steps}; wanted --steps, got --epochs {options.epochs}")
+    images = state["images"]
+    if images is not None and images["given"] and not hasattr(options, "data"):
+        raise UserError(
+            f"--data: wanted images by name, since a program gave this run its own ({images['name']!r}, "
+            f"{images['count']} images), got none; it goes on in that program, or with other images here"
+        )
     disk.check_free(options.out)
     return TrainConfig.from_dict({**saved, **given}), state, options.out
 
 
 def _run(
-    config: TrainConfig, state: dict[str, Any] | None, out: Path, joined: Processes, callbacks: Sequence[Callback]
+    config: TrainConfig,
+    state: dict[str, Any] | None,
+    out: Path,
+    joined: Processes,
+    callbacks: Sequence[Callback],
+    others: bool,
 ) -> int:
-    """Trains, as one of the processes of a run; the main one speaks."""
+    """Trains, as one of the processes of a run; the main one speaks. `others`: on other images than before, too."""
     from gpkernels.training import Trainer, checkpoint, data
     from gpkernels.training.progress import Reporter
 
@@ -177,15 +178,8 @@ def _run(
             reading.update(done, "images")
 
         images = data.load(config, progress)
-    if state is not None and (state["channels"], state["size"]) != (images.channels, images.size):
-        raise UserError(
-            f"--data: wanted {state['channels']} channels of {state['size']} pixels, as the checkpoint was trained, "
-            f"got {images.channels} of {images.size}"
-        )
-    if state is not None and config.condition != "none" and state["classes"] != images.classes:
-        raise UserError(
-            f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
-        )
+    if state is not None:
+        _check_images(images, state, config, others)
     trainer = Trainer(config, images, out, callbacks=callbacks, resume=state, processes=joined)
     with _StopOnSignal(trainer.stop):
         finished = trainer.run()
@@ -194,10 +188,33 @@ def _run(
     if not finished:
         print(f"stopped after step {trainer.step}, saved. Go on with: gpkernels train --out {out} --resume")
         return 0
-    newest = max((out / "samples").glob("epoch_*.png"))
-    report = f"report {out / 'report.html'}, " if (out / "report.html").is_file() else ""
-    print(f"done: {report}samples {newest}, curves {out / 'curves.png'}, checkpoint {checkpoint.held(out)[0]}")
+    made = {
+        "report": out / "report.html",
+        "samples": max((out / "samples").glob("epoch_*.png"), default=out / "samples"),
+        "curves": out / "curves.png",
+    }
+    shown = [f"{what} {path}" for what, path in made.items() if path.is_file()]
+    print(f"done: {', '.join([*shown, f'checkpoint {checkpoint.held(out)[0]}'])}")
     return 0
+
+
+def _check_images(images: ImageSet, state: dict[str, Any], config: TrainConfig, others: bool) -> None:
+    """Raises UserError for images that the nets do not take; without `others`, for those not trained on before too."""
+    if (state["channels"], state["size"]) != (images.channels, images.size):
+        raise UserError(
+            f"--data: wanted {state['channels']} channels of {state['size']} pixels, as the checkpoint was trained, "
+            f"got {images.channels} of {images.size}"
+        )
+    if config.condition != "none" and state["classes"] != images.classes:
+        raise UserError(
+            f"--data: wanted {state['classes']} classes, as the checkpoint was trained, got {images.classes}"
+        )
+    then = state["images"]
+    if not others and then is not None and then["fingerprint"] != images.fingerprint():
+        raise UserError(
+            f"--data: wanted the {then['count']} images of {then['name']} that the run was trained on, got "
+            f"{len(images.images)} others of {config.data}; --data {config.data} goes on with these"
+        )
 
 
 def _tracker_names(wanted: str | None, resumed: Path | None) -> tuple[str, ...]:
@@ -250,6 +267,8 @@ def _sample(options: argparse.Namespace) -> int:
     need("sample", "numpy", "PIL", "safetensors", "filelock")
     if options.n < 1:
         raise UserError(f"--n: wanted a whole number >= 1, got {options.n}")
+    if not 0 <= options.seed < 2**31:
+        raise UserError(f"--seed: wanted 0 to 2**31 - 1, got {options.seed}")
     import torch
 
     from gpkernels.training import checkpoint, models, pictures
@@ -272,6 +291,11 @@ def _report(options: argparse.Namespace) -> int:
     generator, config, step = checkpoint.load_generator(options.folder)
     generator.to(device)
     images = data.load(dataclasses.replace(config, data=options.data or config.data))
+    trained_on = checkpoint.images(checkpoint.find(options.folder))
+    if options.data is None and trained_on is not None and trained_on["fingerprint"] != images.fingerprint():
+        warning = data.of_others(trained_on, config)
+        checkpoint.say(warning)
+        images.note = " ".join(filter(None, (f"Note: {warning}.", images.note)))
     print(f"report {report.write(options.folder, config, step, generator, images)}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -29,6 +30,11 @@ OPTIMIZERS = ("adam", "rmsprop")
 CROPS = ("178", "148", "140", "128", "108", "none")
 SPLITS = ("train", "valid", "test", "all")
 PRECISIONS = ("fp32", "bf16", "fp16")
+CHANGEABLE = {
+    *("epochs", "steps", "device", "log_every", "data", "cache", "accumulate", "sync_batchnorm"),
+    *("checkpoint_minutes", "keep"),
+}
+"""Settings with which a run may go on that differ from those it was started with."""
 
 
 def _setting(default: Any, doc: str, *, choices: tuple[str, ...] | None = None, minimum: float | None = None) -> Any:
@@ -183,9 +189,11 @@ class TrainConfig:
             if value is None:
                 continue
             choices, minimum = spec.metadata["choices"], spec.metadata["minimum"]
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{flag(name)}: wanted a finite number, got {value}")
             if choices is not None and value not in choices:
                 raise UserError(f"{flag(name)}: wanted one of {', '.join(choices)}, got {value!r}")
-            if minimum is not None and not value >= minimum:
+            if minimum is not None and value < minimum:
                 raise UserError(f"{flag(name)}: wanted at least {minimum:g}, got {value}")
         if self.image_size not in (None, *IMAGE_SIZES):
             raise UserError(f"--image-size: wanted 32, 64 or 128, got {self.image_size}")
@@ -259,6 +267,15 @@ class TrainConfig:
 
 def settings() -> dict[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(TrainConfig)}
+
+
+def check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises UserError if a setting of `now` is not that of `then`, with which a run was trained so far, unless runs
+    may go on with another. What `then` lacks had its default."""
+    for name, value in now.items():
+        before = then.get(name, settings()[name].default)
+        if name not in CHANGEABLE and before != value:
+            raise UserError(f"{flag(name)}: wanted {before}, as the checkpoint was trained, got {value}")
 
 
 def setting_types() -> dict[str, type]:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ except ModuleNotFoundError:  # Windows: runs are not kept apart there, nor can l
 LOCK = ".lock"
 _CANNOT = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 """What a file system answers that does not know what it is asked for: links, syncing of folders."""
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
@@ -98,8 +100,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         self._file = (self.folder / LOCK).open("ab+", buffering=0)
         try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock()
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         except BlockingIOError:
@@ -114,6 +115,21 @@ class FolderLock:
 
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"--out: the file system of {self.folder} locks no files ({error.strerror}): that no other run uses "
+                "the folder is not checked",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def check_free(folder: Path) -> None:

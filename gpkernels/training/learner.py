@@ -18,7 +18,7 @@ from gpkernels.pixels import to_float
 from gpkernels.spectral import spectral_norm_handle
 from gpkernels.training import checkpoint, draws, models, plugins, randomness
 from gpkernels.training import processes as processes_module
-from gpkernels.training.config import TrainConfig
+from gpkernels.training.config import TrainConfig, check_unchanged
 from gpkernels.training.data import ImageSet
 from gpkernels.training.models.batch_norm import synchronise
 from gpkernels.training.models.modes import eval_mode
@@ -54,6 +54,7 @@ class Learner(Updates):
     ) -> None:
         images = plugins.image_set(images)
         self.config, self.images = config, images
+        self.about_images = images.about(config)
         self.given = plugins.given(generator=generator, critic=critic, objective=objective)
         self.classes = 0 if config.condition == "none" else images.classes
         self.processes = processes or processes_module.current(config.device)
@@ -211,6 +212,7 @@ class Learner(Updates):
             "channels": self.images.channels,
             "size": self.images.size,
             "classes": self.images.classes,
+            "images": self.about_images,
             "step": self.step,
             "generator": self.generator.state_dict(),
             "ema": self.ema.state_dict(),
@@ -222,6 +224,8 @@ class Learner(Updates):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises UserError for a state of other settings, but for those of `config.CHANGEABLE`, or of other parts."""
+        check_unchanged(state["config"], self.config.to_dict())
         plugins.check_given(self.given, state.get("given", {}))
         for name in ("generator", "ema", "critic"):
             checkpoint.load_weights(getattr(self, name), state[name], name)

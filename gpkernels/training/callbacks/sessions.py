@@ -35,12 +35,14 @@ class Sessions(Callback):
     def on_start(self, trainer: Trainer) -> None:
         self._started = time.monotonic()
         self._sessions = read(trainer.out)
+        about = trainer.about_images
+        images = {"images": f"{about['name']} ({about['count']})"} if about["given"] else {}
         self._sessions.append(
             {
                 "from_step": trainer.step,
                 "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 "device": str(trainer.device),
-                "given": trainer.given,
+                "given": {**trainer.given, **images},
                 "machine": machine(trainer.device),
                 "versions": versions(),
             }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ def load(config: TrainConfig, progress: Progress = lambda done, total: None) -> 
     With a condition the data has labels, and images of every class.
     """
     images = _load(config, progress)
+    images.loaded_as = config.data
     if config.condition == "none":
         return images
     if images.labels is None:
@@ -48,6 +50,14 @@ def load(config: TrainConfig, progress: Progress = lambda done, total: None) -> 
         raise UserError(f"--condition {config.condition}: wanted images of every class, got none of {name!r}")
     images.known(config)
     return images
+
+
+def of_others(trained_on: dict[str, Any], config: TrainConfig) -> str:
+    """What to say of a model trained on `trained_on`, an `ImageSet.about`, where `config.data` names other images."""
+    what = f"{trained_on['name']!r}, {trained_on['count']} images"
+    given = f"images that a program gave it ({what}), not on {config.data}"
+    changed = f"other images than {config.data} now holds ({what})"
+    return f"trained on {given if trained_on['given'] else changed}: --data names the images to take"
 
 
 def _load(config: TrainConfig, progress: Progress) -> ImageSet:
@@ -70,6 +80,8 @@ def _listed(config: TrainConfig, kind: str, path: Path, progress: Progress) -> I
         ready = prepared.find(config, listing, size)
         if ready is None and len(listing) * 3 * size * size >= prepared.AUTOMATIC:
             ready, _ = prepared.prepare(config, listing, size, progress)
+        if ready is not None and ready.attributes is None and config.label_attribute is not None:
+            listing.attributes()  # says what is wrong with them
     images = _in_memory(config, listing, size, progress) if ready is None else ready.images(config.label_attribute)
     test = test_part(config)
     if test is not None:
@@ -99,9 +111,9 @@ def _held_out(test: TrainConfig, path: Path) -> ImageSet | None:
 
 
 def _in_memory(config: TrainConfig, listing: Listing, size: int, progress: Progress) -> ImageSet:
-    labels, names, attributes = listing.labels, listing.class_names, listing.attributes()
+    labels, names = listing.labels, listing.class_names
     if config.label_attribute is not None:
-        labels, names = sidecar.attribute_labels(attributes, config.label_attribute, listing.no_attributes)
+        labels, names = sidecar.attribute_labels(listing.attributes(), config.label_attribute, listing.no_attributes)
     images = np.empty((len(listing), 3, size, size), np.uint8)
 
     def store(position: int, pixels: np.ndarray) -> None:

@@ -170,7 +170,7 @@ def _attributes(found: _Found, members: np.ndarray) -> Attributes | None:
     if found.attributes is None:
         return None
     table = read_table(found.attributes, _OPTION, counted=True)
-    _check_count(table, len(found.source.names))
+    _check_count(table)
     table.check(f"a name and {len(table.names)} times 1 or -1", ("1", "-1"), width=len(table.names))
     stems = found.stems
     chosen = [stems[member] for member in members]
@@ -182,11 +182,10 @@ def _attributes(found: _Found, members: np.ndarray) -> Attributes | None:
     return Attributes(table.names, values.reshape(len(chosen), -1))
 
 
-def _check_count(table: Table, images: int) -> None:
-    """The attribute file speaks of the images that are there."""
-    if table.stated not in (None, str(len(table.rows))) or len(table.rows) != images:
-        stated = "" if table.stated is None else f"{table.stated!r} stated, "
+def _check_count(table: Table) -> None:
+    """The attribute file is whole. Its rows may be more than the images that are there."""
+    if table.stated not in (None, str(len(table.rows))):
         raise UserError(
-            f"{_OPTION}: wanted one count in {Path(table.where).name}, its rows and the images, "
-            f"got {stated}{len(table.rows)} rows and {images} images"
+            f"{_OPTION}: wanted as many rows as it states in {table.where}, got {table.stated!r} stated and "
+            f"{len(table.rows)} rows"
         )

@@ -68,6 +68,7 @@ class ImageSet:
     labels: np.ndarray | None = None  # (N,), int64
     class_names: tuple[str, ...] = ()
     load_held_out: Callable[[], ImageSet | None] = lambda: None
+    loaded_as: str | None = field(default=None, init=False)  # the config's `data`, where `load` made it
     _resident: Tensor | None = field(default=None, init=False, repr=False)  # the images, on a GPU
     _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, repr=False)
     _streams: dict[tuple[int, int | None], list[Stream]] = field(default_factory=dict, init=False, repr=False)
@@ -140,6 +141,12 @@ class ImageSet:
         digest.update(self.images[:: -(-len(self.images) // 64)].tobytes())
         digest.update(b"" if self.labels is None else self.labels.tobytes())
         return digest.hexdigest()
+
+    def about(self, config: TrainConfig) -> dict[str, Any]:
+        """What a run keeps of its images: name, count, fingerprint, and whether a program gave them, that is, they are
+        not what `config.data` names."""
+        count, given = len(self.images), self.loaded_as != config.data
+        return {"name": self.name, "count": count, "fingerprint": self.fingerprint(), "given": given}
 
     def batch(self, config: TrainConfig, step: int, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
         """Real images of a step's batch: shape (batch / shard.count, channels, size, size), float32 in [-1, 1].

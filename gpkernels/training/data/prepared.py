@@ -97,7 +97,7 @@ def _make(
     config: TrainConfig, listing: Listing, path: Path, size: int, wanted: dict[str, Any], progress: Progress, jobs: int
 ) -> tuple[Sidecar, int]:
     part = _Part(path, listing, size)
-    attributes = listing.attributes()
+    attributes = _attributes(config, listing)
     skipped, decoded = part.fill(progress, jobs)
     good = np.setdiff1d(np.arange(len(listing)), [position for position, _ in skipped])
     if not len(good):
@@ -122,6 +122,16 @@ def _make(
     sidecar.write()
     part.remove()
     return sidecar, decoded
+
+
+def _attributes(config: TrainConfig, listing: Listing) -> Attributes | None:
+    """Those of the listing; None where they are damaged and this run can do without."""
+    try:
+        return listing.attributes()
+    except UserError:
+        if config.label_attribute is not None:
+            raise
+        return None
 
 
 class _Part:
