@@ -48,6 +48,7 @@ LAYERS = (
 )
 
 
+@torch.no_grad()  # as where the engine calls it
 def measure(layer: Layer, layout: str, batch: int, rounds: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     form = LAYOUTS[layout]

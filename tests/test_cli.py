@@ -208,7 +208,11 @@ def test_ctrl_c_is_one_line_wherever_it_comes(tmp_path, monkeypatch, capsys, com
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(what, interrupt)
-    code, _, errors = run(capsys, *command)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they put aside
+    try:
+        code, _, errors = run(capsys, *command)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert errors.splitlines()[-1].startswith(f"gpkernels: {line}")
     assert "Traceback" not in errors
@@ -219,7 +223,8 @@ def test_ctrl_c_while_images_are_prepared(tmp_path):
     trees.folder(tmp_path / "images", 300)
     arguments = ["prepare", "--data", "folder:images", "--cache", "cache"]
     slow = (
-        "import time, runpy; from PIL import Image; plain = Image.open; "
+        "import signal, time, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from PIL import Image; plain = Image.open; "
         "Image.open = lambda *a, **k: (time.sleep(0.05), plain(*a, **k))[1]; "
         "runpy.run_module('gpkernels', run_name='__main__')"
     )
