@@ -241,6 +241,14 @@ def test_a_critic_is_as_large_as_its_multiplications(make, shape, monkeypatch):
         assert double_backward.pays(critic, x) == large
 
 
+def test_a_critic_with_norms_must_be_larger(monkeypatch):
+    x = torch.randn(4, 3, 64, 64)
+    size = counted_by_torch(zoo.dcgan("none", size=64), x)
+    for norm, times, pays in (("none", 0.8, True), ("batch", 0.8, False), ("layer", 0.8, False), ("batch", 0.1, True)):
+        monkeypatch.setattr(double_backward.mode, "SMALL", times * size)
+        assert double_backward.pays(zoo.dcgan(norm, size=64), x) == pays
+
+
 def test_a_critic_whose_size_is_not_plain_to_see_is_rerouted(monkeypatch):
     monkeypatch.setattr(double_backward.mode, "SMALL", 2**40)
     assert double_backward.pays(lambda x: x.sum(1), torch.ones(2, 3))

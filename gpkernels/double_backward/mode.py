@@ -51,6 +51,8 @@ class Rerouting(TorchFunctionMode):
                 return result
         elif func in _HOOKS:
             self.recording.hooked = True
+        if not self.recording.active:
+            return func(*args, **kwargs)
         may_change = changed(func, args, kwargs)
         if may_change is not None:
             for tensor in tree_leaves(may_change):
@@ -111,10 +113,12 @@ def never_compiled(function: Callable[..., Any], reason: str = "") -> Callable[.
     return call
 
 
-SMALL = 2**23
-"""Multiplications of a pass on a CPU below which a critic is small: its Functions, a tenth of a millisecond a layer in
-Python, cost more than they save. Elsewhere a quarter of it, since small critics there wait for launches."""
+SMALL = 2**21
+"""Multiplications of a pass below which a critic is small: its Functions, a tenth of a millisecond a layer in Python,
+cost more than they save. With norms, whose Functions cost most, eight times as many on a CPU; elsewhere norms are what
+small critics wait for."""
 
+_NORMS = (torch.nn.modules.batchnorm._NormBase, torch.nn.LayerNorm, torch.nn.GroupNorm)
 _STRIDED = (torch.nn.modules.conv._ConvNd, torch.nn.modules.pooling._AvgPoolNd, torch.nn.modules.pooling._MaxPoolNd)
 
 
@@ -123,7 +127,8 @@ def pays(critic: Callable[..., Any], x: Tensor) -> bool:
     if not isinstance(critic, torch.nn.Module):
         return True
     products = _products(critic, x)
-    return products is None or len(x) * products >= (SMALL if x.device.type == "cpu" else SMALL >> 2)
+    slow = x.device.type == "cpu" and any(isinstance(module, _NORMS) for module in critic.modules())
+    return products is None or len(x) * products >= (8 * SMALL if slow else SMALL)
 
 
 def _products(critic: torch.nn.Module, x: Tensor) -> int | None:
