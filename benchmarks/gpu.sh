@@ -43,7 +43,8 @@ part_tests() {
   "$python" -c 'import xdist' 2>/dev/null && how+=(-n 4 --dist loadfile)
   [ "$dry" = 1 ] && how=(--collect-only -q)
   "$python" -m pytest $op_tests tests/test_raw_ops.py tests/test_readme.py tests/test_gpu.py \
-    tests/test_spectral_gpu.py tests/test_graphs.py tests/test_engine_torch.py -k "triton or cuda or gpu" "${how[@]}"
+    tests/test_spectral_gpu.py tests/test_graphs.py tests/test_engine_torch.py tests/test_training_precision.py \
+    -k "triton or cuda or gpu or graphed" "${how[@]}"
 }
 
 bench() {

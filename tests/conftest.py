@@ -1,5 +1,9 @@
 """Fixtures for every test: torch.empty filled with NaN, and the backends that can run on this machine."""
 
+import importlib
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -54,3 +58,34 @@ def eight_faces():
     from gpkernels.training import TrainConfig, data
 
     return data.ImageSet("faces", data.load(TrainConfig()).images[:8])
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Modules of benchmarks/ by name; nothing that one test has loaded or measured is left for the next."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+
+    def find(name):
+        found = importlib.import_module(f"benchmarks.{name}")
+        importlib.import_module("benchmarks.experiments").load.cache_clear()
+        return found
+
+    return find
+
+
+@pytest.fixture
+def counted_steps(monkeypatch):
+    """The steps that trainers take; `limit` of them, and then somebody presses Ctrl-C."""
+    from gpkernels.training import Learner
+
+    counted = {"steps": 0, "limit": math.inf}
+    step = Learner.train_step
+
+    def train_step(self):
+        if counted["steps"] == counted["limit"]:
+            raise KeyboardInterrupt
+        counted["steps"] += 1
+        return step(self)
+
+    monkeypatch.setattr(Learner, "train_step", train_step)
+    return counted

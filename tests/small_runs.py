@@ -51,3 +51,11 @@ def told(faces, out, *callbacks, resume=None, **settings):
 
 def log_lines(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def trainer(faces, out, *, resume=None, callbacks=(), **settings):
+    return Trainer(TrainConfig(**{**SMALL, **settings}), faces, out, resume=resume, callbacks=callbacks)
+
+
+def names(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())

@@ -1,6 +1,5 @@
 """The benchmarks of steps: variants that must agree, parts that can be switched off, graphs without zeros, fits."""
 
-import importlib
 import math
 import sys
 from pathlib import Path
@@ -12,12 +11,6 @@ from torch import nn
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def module(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.mark.parametrize("step", ["penalty step", "LS-GAN-PG step", "WGAN-GP step", "R1 step", "DRAGAN step"])
