@@ -126,7 +126,7 @@ class ConvolutionNorm(Owned):
         self._iterate(self.convolution.wide(weight.detach()), self.iterations if iterations is None else iterations)
         own = self.original()
         if own is not None:
-            self.known.keep(self.state(own), self.held(own))
+            self.remember(own)
             self.known.at, self.known.fresh = steps.tick(), False
 
     @torch.no_grad()

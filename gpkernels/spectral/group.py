@@ -121,9 +121,8 @@ class Group:
                 u.append(own_u)
                 v.append(own_v)
                 dims.append(member.dim)
-            plain = [w.detach() for w in weights]
             iterations = self.iterations if iterations is None else iterations
-            sigmas = spectral_iterate(plain, u, v, dims, iterations, self.eps)
+            sigmas = spectral_iterate(weights, u, v, dims, iterations, self.eps)
             now = steps.tick()
             for indices, sigma in zip(groups_of(weights), sigmas, strict=True):
                 for at, i in enumerate(indices):
@@ -131,7 +130,7 @@ class Group:
                     if self._graph_reads_sigma and known.sigma is not None and known.sigma[0].device == sigma.device:
                         place = known.sigma  # where the graph will look for it
                         place[0][place[1]].copy_(sigma[at])
-                    known.keep(members[i].state(weights[i]), (plain[i], u[i], v[i]), place)
+                    members[i].remember(weights[i], place)
                     known.at, known.fresh = now, False
             self._last = None if self._graph_reads_sigma else ([weakref.ref(m) for m in members], sigmas)
 

@@ -73,7 +73,7 @@ class Owned(nn.Module, ABC):
         self.known = Known(owner, fresh=True)
         weight = self.original()
         if weight is not None:
-            self.known.keep(self.state(weight), self.held(weight))
+            self.remember(weight)
 
     def original(self) -> Tensor | None:
         """The weight, where this is the first parametrization of it."""
@@ -90,8 +90,18 @@ class Owned(nn.Module, ABC):
         marks: Any = (mark(weight), *[mark(buffers[name]) for name in self.vectors])  # type: ignore[arg-type]
         return None if None in marks else marks
 
-    def held(self, weight: Tensor) -> Any:
-        return weight.detach(), [self._buffers[name] for name in self.vectors]
+    def remember(self, weight: Tensor, sigma: tuple[Tensor, int] | None = None) -> None:
+        """Keeps the marks of weight and vectors as they are now, and `sigma` of an update that left them."""
+        known, state = self.known, self.state(weight)
+        held, before = known.held, known.state
+        if (
+            held is None
+            or before is None
+            or state is None
+            or any(a[:2] != b[:2] for a, b in zip(before, state, strict=True))
+        ):
+            held = weight.detach(), [self._buffers[name] for name in self.vectors]
+        known.keep(state, held, sigma)
 
     @abstractmethod
     def restart(self, weight: Tensor) -> None:

@@ -124,7 +124,11 @@ def norm_of(module: nn.Module, name: str) -> Any:
     """Our normalisation of a weight; None if it has none, or no longer."""
     lists: Any = module._modules.get("parametrizations")  # as an attribute it takes three times as long
     found = None if lists is None else lists._modules.get(name)
-    return None if found is None else next((p for p in found._modules.values() if isinstance(p, _OURS)), None)
+    if found is not None:
+        for parametrization in found._modules.values():
+            if isinstance(parametrization, _OURS):
+                return parametrization
+    return None
 
 
 @torch.no_grad()

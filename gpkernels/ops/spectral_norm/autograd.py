@@ -170,7 +170,10 @@ def _remember(ctx: Any, options: Options, weights: tuple[Tensor, ...]) -> None:
 
 def _versions(ctx: Any) -> list[int]:
     tensors = (*ctx.weights, *ctx.options.u, *ctx.options.v, ctx.options.sigma)
-    return [0 if t.is_inference() else t._version for t in tensors]
+    try:
+        return [t._version for t in tensors]
+    except RuntimeError:  # inference tensors have none
+        return [0 if t.is_inference() else t._version for t in tensors]
 
 
 def _check_versions(ctx: Any, used: list[int]) -> None:
