@@ -35,7 +35,8 @@ def freeze(critic: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Setting:
-    """A critic of `CRITICS`, its width in the units of its `build`. bfloat16 is autocast's: parameters stay float32."""
+    """A critic of `CRITICS`, its width in the units of its `build`. bfloat16 is autocast's: parameters stay float32.
+    With channels_last so are the critic's weights and the images, for every variant."""
 
     step: str
     critic: str
@@ -43,11 +44,13 @@ class Setting:
     batch: int = 64
     size: int = 64
     dtype: str = "float32"
+    channels_last: bool = False
 
     @property
     def name(self) -> str:
         kind, _, norm = self.critic.partition(" ")
-        return f"{self.step}, {kind}-{self.size}{norm and ' '}{norm}, width {self.width}"
+        layout = ", channels_last" if self.channels_last else ""
+        return f"{self.step}, {kind}-{self.size}{norm and ' '}{norm}, width {self.width}{layout}"
 
     def make(self, device: torch.device) -> Problem:
         torch.manual_seed(0)
@@ -56,16 +59,22 @@ class Setting:
         if self.step != "penalty step":
             freeze(critic)
         real, fake = (torch.randn(self.batch, *row.shape(self.size), device=device) for _ in range(2))
+        if self.channels_last:
+            critic = critic.to(memory_format=torch.channels_last)
+            real, fake = (x.contiguous(memory_format=torch.channels_last) for x in (real, fake))
         return STEPS[self.step](critic, real, fake)
 
 
 NORMS = ("none", "spectral", "batch", "instance", "layer")
 
+WHOLE = ("LS-GAN-PG step", "R1 step", "WGAN-GP step")
+
 SETTINGS = [
     *(Setting("penalty step", f"DCGAN {norm}", width) for width in (64, 16) for norm in NORMS),
+    *(Setting(step, f"DCGAN {norm}", width) for step in WHOLE for width in (64, 16) for norm in ("none", "batch")),
     *(
-        Setting(step, f"DCGAN {norm}", width)
-        for step in ("LS-GAN-PG step", "WGAN-GP step")
+        Setting(step, f"DCGAN {norm}", width, channels_last=True)
+        for step in ("penalty step", *WHOLE)
         for width in (64, 16)
         for norm in ("none", "batch")
     ),
