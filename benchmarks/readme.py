@@ -63,11 +63,11 @@ def spectral_table(pattern: str = "*-spectral-*.csv") -> str:
     first = rows[0]
     lines = [
         f"{first['machine']}, torch {first['torch']}, {first['date']}, float32. Forward and backward of all layers, "
-        "medians in ms, with freed memory kept in the process, and returned to the system as glibc does by itself. "
+        "medians in ms, with freed memory managed by the C library, as it is by itself, and kept in the process. "
         'Legacy is `torch.nn.utils.spectral_norm`, "torch" its parametrization.',
         "",
-        "| critic | layers | MiB | kept: torch | legacy | gpkernels | over torch, legacy "
-        "| returned: torch | legacy | gpkernels | over torch, legacy | ops: torch, legacy, ours |",
+        "| critic | layers | MiB | managed: torch | legacy | gpkernels | over torch, legacy "
+        "| kept: torch | legacy | gpkernels | over torch, legacy | ops: torch, legacy, ours |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     variants = ("torch", "legacy", "gpkernels")
@@ -76,7 +76,7 @@ def spectral_table(pattern: str = "*-spectral-*.csv") -> str:
         cases.setdefault(row["case"], {})[row["memory"], row["variant"]] = row
     for name, found in cases.items():
         cells = [name, found["kept", "torch"]["layers"], found["kept", "torch"]["weights_mib"]]
-        for memory in ("kept", "returned"):
+        for memory in ("managed", "kept"):
             if (memory, "torch") not in found:  # a GPU has one kind of memory
                 cells += [""] * 4
                 continue

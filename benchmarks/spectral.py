@@ -6,8 +6,8 @@ Variants take turns and start from the same vectors. "torch" reads every weight 
 `spectral_norm_all`; "ops" are the grouped Functions behind it, without modules. All then get the same gradients.
 Before a time counts, normalised weights, gradients and vectors are compared; the weights have a dominant singular
 value, with which vectors converge, for torch and we start our iterations at different ends. `ops` are the calls that
-reach a device. On a CPU every case is timed twice: with the memory that a variant frees "kept" in the process, and
-"returned" to the system as glibc does by itself, which makes every large tensor cost its page faults.
+reach a device. On a CPU every case is timed twice: with the memory that a variant frees "managed" by the C library, as
+in anybody's process, which returns some of it to the system and pays page faults when it needs it again, and "kept".
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ def differs(variants: dict[str, Any]) -> str:
     return ""
 
 
-def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    name: str, make: Callable[[], list[nn.Module]], device: torch.device, rounds: int, memory: str
+) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     plain = nn.ModuleList(spiked(layer).to(device) for layer in make())
     ours, older = copy.deepcopy(plain), copy.deepcopy(plain)
@@ -190,9 +192,7 @@ def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device
         print(f"{name}: {problem}, not timed")
         return []
     weights = variants["ops"].originals
-    measured = {"kept": timing.interleaved(variants, device, rounds)}
-    if device.type == "cpu":
-        measured["returned"] = timing.interleaved(variants, device, rounds, keep_memory=False)
+    times = timing.interleaved(variants, device, rounds, keep_memory=memory == "kept")
     return [
         {
             "case": name,
@@ -204,7 +204,6 @@ def measure(name: str, make: Callable[[], list[nn.Module]], device: torch.device
             "speedup": round(times["torch"].median / taken.median, 3),
             "ops": counts.count(variants[variant]).ops,
         }
-        for memory, times in measured.items()
         for variant, taken in times.items()
     ]
 
@@ -215,19 +214,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     critics, rounds = (QUICK, 3) if options.quick else (CRITICS, options.rounds)
     about, rows = machine(device), []
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    for name, make in critics.items():
-        if options.only not in name:
-            continue
-        for row in measure(name, make, device, rounds):
-            rows.append({**row, **about})
-            print(
-                f"{row['case']:20} {row['layers']:>3} layers {row['weights_mib']:>6} MiB {row['memory']:8} "
-                f"{row['variant']:10} "
-                f"{row['median_ms']:>9} ms {row['speedup']:>6} x torch {row['ops']:>4} ops",
-                flush=True,
-            )
-        if options.out and rows:
-            save(options.out, rows)
+    for memory in ("managed", "kept") if device.type == "cpu" else ("kept",):
+        for name, make in critics.items():
+            if options.only not in name:
+                continue
+            for row in measure(name, make, device, rounds, memory):
+                rows.append({**row, **about})
+                print(
+                    f"{row['case']:20} {row['layers']:>3} layers {row['weights_mib']:>6} MiB {row['memory']:8} "
+                    f"{row['variant']:10} "
+                    f"{row['median_ms']:>9} ms {row['speedup']:>6} x torch {row['ops']:>4} ops",
+                    flush=True,
+                )
+            if options.out and rows:
+                save(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 A sample is the time of as many calls as fill `TARGET` seconds, divided by their number, so the clock's resolution does
 not matter. Variants take turns within each round, and each round begins with the next of them, so that drift of the
 machine and what a variant leaves in the caches fall on all alike. On the CPU the process keeps the memory that it
-frees, unless told otherwise: else a sample's time depends on what the variant before it has given back to the system.
+frees, unless told otherwise: else a sample's time depends on what a variant before it has given back to the system.
 On a GPU a sample lies between two events on the stream, after a warm-up, and the host runs ahead of the device.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -38,9 +39,12 @@ class Timing:
 def interleaved(
     variants: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, *, keep_memory: bool = True
 ) -> dict[str, Timing]:
-    """With keep_memory=False large blocks go back to the system when they are freed and are fetched anew, page by page,
-    as glibc does by itself: what a program pays that does nothing about it."""
-    _set_memory(keep_memory)
+    """With keep_memory=False the allocator stays as it is, and gives large blocks back to the system as it sees fit:
+    what a program pays that does nothing about it. Not after a call that kept memory, which lasts for the process."""
+    if keep_memory:
+        _keep_memory()
+    elif _keep_memory.cache_info().currsize:
+        raise RuntimeError("keep_memory: wanted True in a process that keeps its memory already, got False")
     sample = _cuda_sample if device.type == "cuda" else _host_sample
     calls = {}
     for name, run in variants.items():
@@ -55,12 +59,13 @@ def interleaved(
     return {name: _summary(values) for name, values in seconds.items()}
 
 
-def _set_memory(keep: bool) -> None:
-    """glibc's M_MMAP_MAX and M_TRIM_THRESHOLD; nothing with another C library."""
+@functools.cache
+def _keep_memory() -> None:
+    """By glibc's M_MMAP_MAX and M_TRIM_THRESHOLD; nothing with another C library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-4, 0 if keep else 65536)
-        mallopt(-1, -1 if keep else 128 * 1024)
+        mallopt(-4, 0)
+        mallopt(-1, -1)
 
 
 def _summary(values: list[float]) -> Timing:

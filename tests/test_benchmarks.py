@@ -131,6 +131,13 @@ def test_every_variant_begins_a_round():
     assert "".join(turns).endswith("abcbcacababc")
 
 
+def test_memory_that_is_kept_stays_kept():
+    timing = importlib.import_module("benchmarks.timing")
+    timing.interleaved({"a": list}, torch.device("cpu"), 2)
+    with pytest.raises(RuntimeError, match="keep_memory: wanted True in a process that keeps its memory already"):
+        timing.interleaved({"a": list}, torch.device("cpu"), 2, keep_memory=False)
+
+
 def test_results_name_the_code_they_are_of(tmp_path, monkeypatch):
     """Its commit, and whether it differed: result files and pages may."""
     machine = importlib.import_module("benchmarks.machine")

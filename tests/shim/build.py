@@ -118,3 +118,12 @@ def driver(sanitize: str) -> Path:
     target = _folder() / f"driver-{sanitize}"
     _run(["g++", *flags, *objects, "-pthread", "-o", target])
     return target
+
+
+def fake_cuda() -> Path:
+    """The shared library that gives a torch without CUDA a device for fake tensors."""
+    target = _folder() / "fake_cuda.so"
+    link = [f"-L{TORCH / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{TORCH / 'lib'}"]
+    flags = ["-std=c++20", "-fPIC", "-shared", "-w", f"-I{TORCH / 'include'}"]
+    _run(["g++", *flags, SHIM / "fake_cuda.cpp", *link, "-o", target])
+    return target
