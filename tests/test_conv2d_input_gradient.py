@@ -144,6 +144,21 @@ def test_taken_where_it_wins_and_no_other_backend_is_asked_for():
         assert not wins(g, w, x, (2, 2))
 
 
+def test_not_taken_under_a_transform():
+    """Which would run the kernel once for each member of its batch."""
+    g, w, x = problem(2, 3, 4, (8, 8), (3, 3), (1, 1), (1, 1))
+    taken = []
+
+    def look(g):
+        taken.append(wins(g, w, x, (1, 1)))
+        return g
+
+    with torch.no_grad():
+        look(g)
+        torch.func.vmap(look)(torch.stack([g, g]))
+    assert taken == [True, False]
+
+
 def test_raises_instead_of_losing_a_gradient():
     g, w, x = problem(2, 3, 4, (16, 16), (4, 4), (2, 2), (1, 1))
     assert not conv2d_input_gradient(g, w, x, (2, 2), (1, 1)).requires_grad

@@ -168,3 +168,21 @@ def test_a_handle_after_layers_were_removed():
     assert [len(v) for v in gp.singular_values(handle).values()] == [1, 1, 1]
     handle.remove()
     assert not any(parametrize.is_parametrized(layer) for layer in model)
+
+
+def test_other_parametrizations_are_not_ours():
+    """Alone on a layer, and before ours on one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    for layer in model:
+        nn.utils.parametrizations.weight_norm(layer)
+    gp.spectral_norm(model[1], update="read")
+    handle = gp.spectral_norm_handle(model)
+    assert list(handle) == ["1.weight"]
+    for _ in range(30):
+        handle.update()
+    model.eval()
+    assert torch.linalg.matrix_norm(model[1].weight, 2).item() == pytest.approx(1, abs=1e-4)
+    handle.remove()
+    assert parametrize.is_parametrized(model[0])
+    assert not parametrize.is_parametrized(model[1])
