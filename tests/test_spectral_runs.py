@@ -15,7 +15,7 @@ from test_engine_processes import ddp_data, ddp_loss
 from test_spectral_modules import critic, images, largest, train_step
 from test_spectral_survives import adam, normalised, train
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import gpkernels as gp
@@ -132,6 +132,29 @@ def test_threads():
     for thread in threads:
         thread.join()
     assert not errors
+
+
+class Dropped(dict):
+    """Results that another thread drops as soon as they are there."""
+
+    def __setitem__(self, key, value):
+        pass
+
+
+@pytest.mark.parametrize("updated", [False, True])
+@pytest.mark.parametrize("grads", [False, True])
+def test_results_that_another_thread_drops(grads, updated):
+    model, x = normalised(), images()
+    if updated:
+        gp.spectral_norm_handle(model).update()
+    wanted = model(x).detach()
+    for layer in model:
+        if parametrize.is_parametrized(layer):
+            layer.parametrizations.weight[0].known.results = Dropped()
+    with torch.set_grad_enabled(grads):
+        got = model(x)
+    assert got.requires_grad == grads
+    torch.testing.assert_close(got.detach(), wanted)
 
 
 def test_nothing_keeps_a_model_alive():

@@ -197,7 +197,8 @@ class Group:
                 m.known.results.clear()
             m.known.results[grads] = Result(value, s, captured, kept)
         found = member.take(grads, state)
-        assert found is not None
+        if found is None:  # another thread, of an optimizer's step say, has dropped the results meanwhile
+            found = next(value for (m, _, _), value in zip(batch, values, strict=True) if m is member)
         return found
 
     def _compute(self, members: list[SpectralNorm], weights: list[Tensor], known: bool) -> list[Tensor]:

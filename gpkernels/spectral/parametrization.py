@@ -111,7 +111,7 @@ class SpectralNorm(Owned):
                 continue
             if result.waits:
                 if not (grads and self.training):
-                    del results[key]
+                    results.pop(key, None)
                 elif self.known.fresh or self.known.copied:
                     result.value = None
                 else:
