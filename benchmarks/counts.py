@@ -31,6 +31,7 @@ _FREE = {
     "select",
     "slice",
     "split",
+    "split_with_sizes",
     "squeeze",
     "t",
     "transpose",

@@ -17,6 +17,7 @@ STABLE_TORCH_LIBRARY_IMPL(gpkernels, CPU, m) {
   m.impl("norm_act_double_backward", TORCH_BOX(&gpkernels::cpu::norm_act_double_backward));
   m.impl("conv2d_input_gradient", TORCH_BOX(&gpkernels::cpu::conv2d_input_gradient));
   m.impl("spectral_norm_iterate", TORCH_BOX(&gpkernels::cpu::spectral_norm_iterate));
+  m.impl("spectral_norm_update", TORCH_BOX(&gpkernels::cpu::spectral_norm_update));
   m.impl("spectral_norm_scale", TORCH_BOX(&gpkernels::cpu::spectral_norm_scale));
   m.impl("spectral_norm_scale_backward", TORCH_BOX(&gpkernels::cpu::spectral_norm_scale_backward));
 }

@@ -68,6 +68,39 @@ inline std::vector<SpectralShape> checked_spectral_shapes(const std::vector<Tens
   return shapes;
 }
 
+// Where u and v of each layer begin in the `vectors` of a group, which hold them one after the other: at multiples of
+// four elements, so that a GPU can read them in units.
+struct SpectralVectors {
+  std::vector<int64_t> u, v;
+  int64_t size = 0;
+
+  explicit SpectralVectors(const std::vector<SpectralShape>& shapes) {
+    auto next = [&](int64_t length) {
+      const int64_t begin = size;
+      size += (length + 3) / 4 * 4;
+      return begin;
+    };
+    for (const SpectralShape& shape : shapes) {
+      u.push_back(next(shape.rows));
+      v.push_back(next(shape.cols()));
+    }
+  }
+};
+
+// Checks weights, vectors and dims, and returns the shapes.
+inline std::vector<SpectralShape> checked_spectral_shapes(const std::vector<Tensor>& weights, const Tensor& vectors,
+                                                          const std::vector<int64_t>& dims,
+                                                          DeviceType device = DeviceType::CPU) {
+  STD_TORCH_CHECK(!weights.empty(), "weights: wanted at least one, got none");
+  check_layers("dims", dims.size(), weights.size());
+  check_weights(weights, device);
+  std::vector<SpectralShape> shapes;
+  shapes.reserve(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) shapes.push_back(spectral_shape(weights[i], dims[i]));
+  check_vector("vectors", vectors, SpectralVectors(shapes).size, accumulation_dtype(weights[0]), device);
+  return shapes;
+}
+
 // The dtype in which a group's u, v and sigma are kept.
 inline ScalarType spectral_dtype(const std::vector<Tensor>& weights) {
   return weights.empty() ? ScalarType::Float : accumulation_dtype(weights[0]);

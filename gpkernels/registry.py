@@ -29,8 +29,8 @@ class Implementation:
     """One op on one backend.
 
     `supports(tensor, **options)` returns `(ok, reason)`; the reason is for people and is empty when ok.
-    `forward`, `backward` and `double_backward` have the signatures of the raw ops of that name; `update` moves the
-    state that an op keeps between calls (spectral_norm's power iteration), outside autograd.
+    `forward`, `backward` and `double_backward` have the signatures of the raw ops of that name. Of an op that keeps a
+    state between calls (spectral_norm), `iterate` moves it, and `update` does so and computes forward's result.
     """
 
     op: str
@@ -39,6 +39,7 @@ class Implementation:
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     double_backward: Callable[..., Any] | None = None
+    iterate: Callable[..., Any] | None = None
     update: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:

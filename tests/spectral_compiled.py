@@ -8,6 +8,7 @@ import triton_compiled
 from triton.backends.compiler import GPUTarget
 
 from gpkernels.ops.spectral_norm import triton as spectral
+from gpkernels.ops.spectral_norm.layout import vectors_size
 
 
 def launches(calls):
@@ -33,7 +34,8 @@ def call(shapes, dtype, place=torch.empty):
     for iterations in (0, 1):
         spectral.spectral_norm_iterate(weights, u, v, dims, iterations, 1e-12)
     spectral.spectral_norm_scale(weights, sigma, targets, 1e-12)
-    spectral.spectral_norm_scale_backward(weights, weights, u, v, sigma, dims, targets, 1e-12)
+    vectors = place((vectors_size(weights, dims),), dtype=accumulation)
+    spectral.spectral_norm_scale_backward(weights, weights, vectors, sigma, dims, targets, 1e-12)
 
 
 def unaligned(shape, dtype):

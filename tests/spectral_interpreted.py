@@ -10,6 +10,7 @@ from triton_interpreted import recorded_launches
 
 from gpkernels.ops.spectral_norm import reference
 from gpkernels.ops.spectral_norm import triton as spectral
+from gpkernels.ops.spectral_norm.layout import pack
 
 EPS = 1e-12
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -87,11 +88,12 @@ def compare_scale(layers, dtype, place=torch.clone, rounds=1):
     close(got, reference.spectral_norm_scale(exact[0], sigma.double(), targets, EPS), TOLERANCE[dtype], what)
     assert all(one.dtype == dtype for one in got)
     grads = [place(torch.randn_like(w)) for w in weights]
+    vectors = place(pack(u, v))
     with recorded_launches(spectral) as programs:
-        got = spectral.spectral_norm_scale_backward(grads, weights, u, v, sigma, dims, targets, EPS)
+        got = spectral.spectral_norm_scale_backward(grads, weights, vectors, sigma, dims, targets, EPS)
     assert len(programs) == 2 * rounds
-    exact = doubles(grads, *exact)
-    wanted = reference.spectral_norm_scale_backward(*exact, sigma.double(), dims, targets, EPS)
+    exact = doubles(grads, weights)
+    wanted = reference.spectral_norm_scale_backward(*exact, vectors.double(), sigma.double(), dims, targets, EPS)
     close(got, wanted, TOLERANCE[dtype], what)
     assert all(one.dtype == dtype for one in got)
 
@@ -138,6 +140,14 @@ def bad_arguments():
         (lambda: spectral.spectral_norm_iterate([w[:0]], [u[:0]], [v], [0], 1, EPS), "weights: wanted no empty one"),
         (lambda: spectral.spectral_norm_scale([w], sigma, [], EPS), "targets: wanted 1 numbers, got 0"),
         (lambda: spectral.spectral_norm_scale([w], u, [1.0], EPS), "sigma: wanted 1 contiguous elements"),
+        (
+            lambda: spectral.spectral_norm_scale_backward([w], [w], v, sigma, [0], [1.0], EPS),
+            "vectors: wanted 8 contiguous elements",
+        ),
+        (
+            lambda: spectral.spectral_norm_scale_backward([w], [w], v, sigma, [], [1.0], EPS),
+            "dims: wanted 1 dimensions, got 0",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -1,5 +1,6 @@
 """The benchmarks of steps: variants that must agree, parts that can be switched off, graphs without zeros, fits."""
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -217,6 +218,20 @@ def test_counts_are_the_committed_ones(module):
     committed = {row["case"]: row for row in module("experiments").read(gate.FILE)}
     assert set(committed) == set(gate.MEASURED)
     assert gate.differences(committed, gate.all_counts()) == []
+
+
+def test_gate_measures_every_case(module, monkeypatch):
+    """Small ones in their place, once each."""
+    gate = module("gate")
+    measure = gate.steps.measure
+    monkeypatch.setattr(
+        gate.steps, "measure", lambda setting, *rest: measure(dataclasses.replace(setting, width=2, batch=4), *rest)
+    )
+    monkeypatch.setitem(gate.spectral.CRITICS, "DCGAN-64", lambda: gate.spectral.dcgan(4))
+    for case, measured in gate.MEASURED.items():
+        row = measured(1)
+        assert row["case"] == case
+        assert row["over_usual"] > 0
 
 
 def test_gate_names_what_changed(module):

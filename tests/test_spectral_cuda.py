@@ -10,6 +10,7 @@ import torch
 from shim import build
 
 from gpkernels.ops.spectral_norm import reference
+from gpkernels.ops.spectral_norm.layout import pack
 
 EPS = 1e-12
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -107,11 +108,12 @@ def test_scale_and_its_gradient(ops, dtype, place):
     assert all(one.dtype == dtype for one in got)
 
     grads = [place(torch.randn_like(w)) for w in weights]
-    arguments = (weights, u, v, sigma, dims, targets, EPS)
+    vectors = place(pack(u, v))
+    arguments = (weights, vectors, sigma, dims, targets, EPS)
     got, launches = counted(ops["spectral_norm_scale_backward"], grads, *arguments)
     assert launches == 2
-    exact = doubles(grads, weights, u, v)
-    wanted = reference.spectral_norm_scale_backward(*exact, sigma.double(), dims, targets, EPS)
+    exact = doubles(grads, weights)
+    wanted = reference.spectral_norm_scale_backward(*exact, vectors.double(), sigma.double(), dims, targets, EPS)
     close(got, wanted, 4 * TOLERANCE[dtype], "backward")
     assert all(one.dtype == dtype for one in got)
 
@@ -127,9 +129,10 @@ def test_layers_too_large_for_a_tile(ops):
         close(u, exact[1], 1e-5, "u")
         close(v, exact[2], 1e-5, "v")
         grads = [torch.randn_like(w) for w in weights]
-        got = ops["spectral_norm_scale_backward"](grads, weights, u, v, sigma, dims, [1.0] * len(dims), EPS)
-        exact = doubles(grads, weights, u, v)
-        close(got, reference.spectral_norm_scale_backward(*exact, wanted, dims, [1.0] * len(dims), EPS), 1e-5, "grad")
+        vectors, targets = pack(u, v), [1.0] * len(dims)
+        got = ops["spectral_norm_scale_backward"](grads, weights, vectors, sigma, dims, targets, EPS)
+        exact = *doubles(grads, weights), vectors.double()
+        close(got, reference.spectral_norm_scale_backward(*exact, wanted, dims, targets, EPS), 1e-5, "grad")
 
 
 def test_more_layers_than_a_launch_takes(ops):
@@ -147,7 +150,7 @@ def test_more_layers_than_a_launch_takes(ops):
         assert launches == rounds
         close(got, reference.spectral_norm_scale(weights, sigma, targets, EPS), 1e-5, "scale")
         grads = [torch.randn_like(w) for w in weights]
-        arguments = (grads, weights, u, v, sigma, dims, targets, EPS)
+        arguments = (grads, weights, pack(u, v), sigma, dims, targets, EPS)
         got, launches = counted(ops["spectral_norm_scale_backward"], *arguments)
         assert launches == 2 * rounds
         close(got, reference.spectral_norm_scale_backward(*arguments), 1e-4, "backward")
@@ -188,6 +191,7 @@ def test_sums_are_the_same_at_every_call(ops):
 
 
 W, U, V, SIGMA = torch.randn(3, 4), torch.randn(3), torch.randn(4), torch.ones(1)
+UV = pack([U], [V])
 
 
 @pytest.mark.parametrize(
@@ -205,8 +209,9 @@ W, U, V, SIGMA = torch.randn(3, 4), torch.randn(3), torch.randn(4), torch.ones(1
         ("scale", ([W], torch.ones(2), [1.0], EPS), "sigma: wanted 1 contiguous elements, got 2"),
         ("scale", ([W[:0]], SIGMA, [1.0], EPS), "weights: wanted no empty one, got one without"),
         ("scale", ([W], SIGMA, [], EPS), "targets: wanted one for each of the 1 weights, got 0"),
-        ("scale_backward", ([W.t()], [W], [U], [V], SIGMA, [0], [1.0], EPS), "grads: wanted the shape and strides"),
-        ("scale_backward", ([], [W], [U], [V], SIGMA, [0], [1.0], EPS), "grads: wanted one for each of the 1 weights"),
+        ("scale_backward", ([W.t()], [W], UV, SIGMA, [0], [1.0], EPS), "grads: wanted the shape and strides"),
+        ("scale_backward", ([], [W], UV, SIGMA, [0], [1.0], EPS), "grads: wanted one for each of the 1 weights"),
+        ("scale_backward", ([W], [W], UV[:7], SIGMA, [0], [1.0], EPS), "vectors: wanted 8 contiguous elements, got 7"),
     ],
 )
 def test_arguments_are_checked(ops, op, arguments, message):

@@ -8,6 +8,7 @@ import torch
 import gpkernels as gp
 from gpkernels.ops.spectral_norm import reference
 from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale
+from gpkernels.ops.spectral_norm.layout import pack
 
 pytestmark = test_gpu.pytestmark
 
@@ -46,10 +47,11 @@ def test_iteration_and_gradient_are_captured(kernels):
         exact = [[x.detach().double().clone() for x in group] for group in (weights, u, v)]
         graph.replay()
         sigma = reference.spectral_norm_iterate(*exact, dims, 1, EPS)
+        vectors, doubles = pack(*exact[1:]), [g.double() for g in grads]
         wanted = [
             sigma,
             *reference.spectral_norm_scale(exact[0], sigma, targets, EPS),
-            *reference.spectral_norm_scale_backward([g.double() for g in grads], *exact, sigma, dims, targets, EPS),
+            *reference.spectral_norm_scale_backward(doubles, exact[0], vectors, sigma, dims, targets, EPS),
         ]
         for one, other in zip((*got, *u, *v), (*wanted, *exact[1], *exact[2]), strict=True):
             assert oracles.relative_error(one.detach(), other) < 1e-4

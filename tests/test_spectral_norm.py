@@ -12,7 +12,8 @@ from torch import nn
 
 import gpkernels as gp
 from gpkernels import registry
-from gpkernels.ops.spectral_norm.autograd import by_layer, spectral_iterate, spectral_scale
+from gpkernels.ops.spectral_norm.autograd import by_layer, spectral_iterate, spectral_scale, spectral_update
+from gpkernels.ops.spectral_norm.layout import pack, unpack, vectors_size
 
 OPS = torch.ops.gpkernels
 EPS = 1e-12
@@ -80,12 +81,18 @@ def oracle(weight, u, v, dim, iterations, target, grad):
 
 
 def run(backend, weight, u, v, dim, iterations, target, grad, eps=EPS):
-    """The three raw ops of a backend, one layer; u and v are not changed."""
+    """The raw ops of a backend, one layer; u and v are not changed. `update` is `iterate` and `forward` to the bit."""
     row = registry._rows["spectral_norm", backend]
-    u, v = u.clone(), v.clone()
-    sigma = row.update([weight], [u], [v], [dim], iterations, eps)
+    u, v, moved_u, moved_v = u.clone(), v.clone(), u.clone(), v.clone()
+    sigma = row.iterate([weight], [u], [v], [dim], iterations, eps)
     (out,) = row.forward([weight], sigma, [target], eps)
-    (in_w,) = row.backward([grad], [weight], [u], [v], sigma, [dim], [target], eps)
+    vectors = pack([u], [v])
+    same_sigma, same_vectors, (same_out,) = row.update([weight], [moved_u], [moved_v], [dim], [target], iterations, eps)
+    (copied_u,), (copied_v,) = unpack(same_vectors, [weight], [dim])
+    pairs = (sigma, same_sigma), (out, same_out), (u, moved_u), (v, moved_v), (u, copied_u), (v, copied_v)
+    for one, other in pairs:
+        torch.testing.assert_close(other, one, rtol=0, atol=0, equal_nan=True)
+    (in_w,) = row.backward([grad], [weight], vectors, sigma, [dim], [target], eps)
     return u, v, sigma, out, in_w
 
 
@@ -254,9 +261,9 @@ def many(device, dtype=torch.float32):
 
 def run_many(row, weights, u, v, dims, targets, grads):
     u, v = [x.clone() for x in u], [x.clone() for x in v]
-    sigma = row.update(weights, u, v, dims, 2, EPS)
+    sigma = row.iterate(weights, u, v, dims, 2, EPS)
     out = row.forward(weights, sigma, targets, EPS)
-    return [*u, *v, *sigma.unbind(), *out, *row.backward(grads, weights, u, v, sigma, dims, targets, EPS)]
+    return [*u, *v, *sigma.unbind(), *out, *row.backward(grads, weights, pack(u, v), sigma, dims, targets, EPS)]
 
 
 def test_a_group_equals_its_layers_one_at_a_time(backend, device):
@@ -297,6 +304,13 @@ def test_dtypes_and_layouts_are_grouped(backend, device):
     sigma = spectral_iterate(weights, u, v, dims, 1, EPS)
     assert [tuple(s.shape) for s in sigma] == [(2,), (2,), (1,)]
     out = spectral_scale(weights, u, v, sigma, dims, [1.0] * 5, EPS)
+    moved = [x.clone() for x in before[0]], [x.clone() for x in before[1]]
+    for part, s in zip(spectral_update(weights, *moved, dims, [1.0] * 5, 1, EPS), sigma, strict=True):
+        torch.testing.assert_close(part.sigma, s, rtol=0, atol=0)
+        for i, x in zip(part.indices, part.normalised(), strict=True):
+            torch.testing.assert_close(x, out[i], rtol=0, atol=0)
+            assert x.stride() == out[i].stride()
+    torch.testing.assert_close(moved, (u, v), rtol=0, atol=0)
     for i, s in enumerate(by_layer(weights, sigma)):
         wanted = oracle(weights[i], before[0][i], before[1][i], 0, 1, 1.0, weights[i])
         assert relative_error(u[i], wanted[0]) < 1e-6
@@ -333,18 +347,19 @@ def arguments(dtype=torch.float32):
     grads = [torch.randn_like(w) for w in weights]
     return {
         "iterate": (weights, u, v, [0, 1], 1, EPS),
+        "update": (weights, u, v, [torch.zeros_like(w) for w in weights], [0, 1], [1.0, 2.0], 1, EPS),
         "scale": (weights, sigma, [1.0, 2.0], EPS),
-        "scale_backward": (grads, weights, u, v, sigma, [0, 1], [1.0, 2.0], EPS),
+        "scale_backward": (grads, weights, pack(u, v), sigma, [0, 1], [1.0, 2.0], EPS),
     }
 
 
-@pytest.mark.parametrize("name", ["iterate", "scale", "scale_backward"])
+@pytest.mark.parametrize("name", ["iterate", "update", "scale", "scale_backward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_opcheck(name, dtype):
     torch.library.opcheck(getattr(OPS, f"spectral_norm_{name}").default, arguments(dtype)[name])
 
 
-@pytest.mark.parametrize("name", ["iterate", "scale", "scale_backward"])
+@pytest.mark.parametrize("name", ["iterate", "update", "scale", "scale_backward"])
 def test_raw_op_refuses_a_list_with_a_tensor_that_requires_grad(name):
     args = arguments()[name]
     args[0][1].requires_grad_()
@@ -353,7 +368,9 @@ def test_raw_op_refuses_a_list_with_a_tensor_that_requires_grad(name):
 
 
 W, U, V = torch.randn(3, 4), torch.ones(3), torch.ones(4)
-iterate, scale, backward = (getattr(OPS, f"spectral_norm_{name}") for name in ("iterate", "scale", "scale_backward"))
+iterate, update, scale, backward = (
+    getattr(OPS, f"spectral_norm_{name}") for name in ("iterate", "update", "scale", "scale_backward")
+)
 
 
 @pytest.mark.skipif(registry.why_not("cpu") is not None, reason="the C++ kernels are not built")
@@ -371,7 +388,16 @@ iterate, scale, backward = (getattr(OPS, f"spectral_norm_{name}") for name in ("
         (lambda: iterate([W.int()], [U], [V], [0], 1, EPS), "wanted float16, bfloat16, float32 or float64"),
         (lambda: scale([W], U, [1.0], EPS), "sigma: wanted 1 contiguous elements, got 3"),
         (lambda: scale([W], U[:1], [], EPS), "targets: wanted one for each of the 1 weights, got 0"),
-        (lambda: backward([W[:2]], [W], [U], [V], U[:1], [0], [1.0], EPS), "grads: wanted the shape and strides of"),
+        (lambda: update([W], [U], [V], [W], [0], [], 1, EPS), "targets: wanted one for each of the 1 weights, got 0"),
+        (lambda: update([W], [U], [V], [W], [0], [1.0], -1, EPS), "iterations: wanted 0 or more, got -1"),
+        (lambda: update([W], [U], [V], [], [0], [1.0], 1, EPS), "results: wanted one for each of the 1 weights, got 0"),
+        (lambda: update([W], [U], [V], [W[:2]], [0], [1.0], 1, EPS), "results: wanted the shape and strides of"),
+        (lambda: backward([W[:2]], [W], pack([U], [V]), U[:1], [0], [1.0], EPS), "grads: wanted the shape and strides"),
+        (lambda: backward([W], [W], V, U[:1], [0], [1.0], EPS), "vectors: wanted 8 contiguous elements, got 4"),
+        (
+            lambda: backward([W], [W], pack([U], [V]).double(), U[:1], [0], [1.0], EPS),
+            "vectors: wanted the accumulation",
+        ),
     ],
 )
 def test_native_kernels_check_their_arguments(call, message):
@@ -379,8 +405,24 @@ def test_native_kernels_check_their_arguments(call, message):
         call()
 
 
+@given(sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1)), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_vectors_are_packed_for_a_gpu(sizes):
+    """u and v of every layer begin at 16 bytes, and come back."""
+    weights, dims = [torch.empty(a, b) for a, b, _ in sizes], [dim for *_, dim in sizes]
+    u = [torch.randn(w.shape[d]) for w, d in zip(weights, dims, strict=True)]
+    v = [torch.randn(w.shape[1 - d]) for w, d in zip(weights, dims, strict=True)]
+    vectors = pack(u, v)
+    assert vectors.shape == (vectors_size(weights, dims),)
+    found = unpack(vectors, weights, dims)
+    torch.testing.assert_close(found, (u, v), rtol=0, atol=0)
+    assert all(x.storage_offset() % 4 == 0 for x in (*found[0], *found[1]))
+    assert all(x.data_ptr() != y.data_ptr() for x, y in zip((*found[0], *found[1]), (*u, *v), strict=True))
+
+
 def test_no_layers():
     assert spectral_iterate([], [], [], [], 1, EPS) == []
+    assert spectral_update([], [], [], [], [], 1, EPS) == []
     assert spectral_scale([], [], [], [], [], [], EPS) == []
 
 

@@ -54,11 +54,15 @@ Tensor conv2d_input_gradient(const Tensor& grad_out, const Tensor& weight, const
 // spectral_norm.cpp
 Tensor spectral_norm_iterate(const std::vector<Tensor>& weights, std::vector<Tensor> u, std::vector<Tensor> v,
                              const std::vector<int64_t>& dims, int64_t iterations, double eps);
+std::tuple<Tensor, Tensor> spectral_norm_update(const std::vector<Tensor>& weights, std::vector<Tensor> u,
+                                                std::vector<Tensor> v, std::vector<Tensor> results,
+                                                const std::vector<int64_t>& dims, const std::vector<double>& targets,
+                                                int64_t iterations, double eps);
 std::vector<Tensor> spectral_norm_scale(const std::vector<Tensor>& weights, const Tensor& sigma,
                                         const std::vector<double>& targets, double eps);
 std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& weights,
-                                                 const std::vector<Tensor>& u, const std::vector<Tensor>& v,
-                                                 const Tensor& sigma, const std::vector<int64_t>& dims,
-                                                 const std::vector<double>& targets, double eps);
+                                                 const Tensor& vectors, const Tensor& sigma,
+                                                 const std::vector<int64_t>& dims, const std::vector<double>& targets,
+                                                 double eps);
 
 }  // namespace gpkernels::cpu

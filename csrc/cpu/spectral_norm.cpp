@@ -1,7 +1,7 @@
 // spectral_norm: power iterations of many weights, the weights over their singular values, and the gradient of these.
 //
 // A weight that fits a thread's cache is one task, which reads it from memory once. Larger ones are cut into blocks of
-// slabs, whose sums are kept and added in order: nothing depends on the number of threads.
+// slabs, whose sums are kept and added in order: no result depends on the number of threads.
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -86,6 +86,10 @@ class Iteration {
   A sigma() const {
     return static_cast<A>(dot(u_.x, image_, u_.size));
   }
+  void copy_vectors(A* u, A* v) const {
+    std::copy_n(u_.x, u_.size, u);
+    std::copy_n(v_.x, v_.size, v);
+  }
   void run_alone(int64_t iterations) {
     for (int64_t i = 0; i < std::max<int64_t>(iterations, 1); ++i)
       for (const bool to_u : {false, true}) {
@@ -111,51 +115,59 @@ class Iteration {
   A* expanded_;
 };
 
-// Small layers first, together; then each large one from its first pass to its last, which finds in the shared cache
-// what the pass before it has read.
-template <class T>
-void iterate_all(std::vector<Iteration<T>>& layers, int64_t iterations, acc_t<T>* sigma) {
+// Whole layers first, together; then each that is cut from its first pass to its last, which finds in the shared cache
+// what the pass before it has read. `after` is called with every layer, or block of it, once its sigma is known.
+template <class T, class F>
+void iterate_all(std::vector<Iteration<T>>& layers, int64_t iterations, acc_t<T>* sigma, const F& after) {
   const int64_t count = static_cast<int64_t>(layers.size()), passes = std::max<int64_t>(iterations, 1);
+  std::vector<Slabs> slabs;
+  for (const Iteration<T>& layer : layers) slabs.push_back(layer.slabs());
+  const std::vector<bool> whole = whole_layers(slabs);
   Tasks small;
+  for (int64_t i = 0; i < count; ++i)
+    if (whole[i]) small.add(i, -1, slabs[i].numel());
+  small.run(false, [&](int64_t layer, int64_t) {
+    layers[layer].run_alone(iterations);
+    sigma[layer] = layers[layer].sigma();
+    after(layer, 0, slabs[layer].numel());
+  });
   for (int64_t i = 0; i < count; ++i) {
-    const Slabs& s = layers[i].slabs();
-    if (s.small()) small.add(i, -1, 2 * passes * s.numel());
-  }
-  small.run(false, [&](int64_t layer, int64_t) { layers[layer].run_alone(iterations); });
-  for (Iteration<T>& layer : layers) {
-    if (layer.slabs().small()) continue;
+    if (whole[i]) continue;
+    Iteration<T>& layer = layers[i];
+    const Slabs& s = slabs[i];
     Tasks blocks;
-    blocks.add_blocks(0, layer.slabs());
-    for (int64_t i = 0; i < passes; ++i)
+    blocks.add_blocks(0, s);
+    for (int64_t pass = 0; pass < passes; ++pass)
       for (const bool to_u : {false, true}) {
         if (iterations == 0 && !to_u) continue;
         layer.prepare(to_u);
         blocks.run(to_u, [&](int64_t, int64_t block) { layer.product(to_u, block); });
         layer.finish(to_u, iterations == 0);
       }
+    sigma[i] = layer.sigma();
+    blocks.run(false, [&](int64_t, int64_t block) { after(i, s.begin(block) * s.length, s.count(block) * s.length); });
   }
-  for (int64_t i = 0; i < count; ++i) sigma[i] = layers[i].sigma();
 }
 
 // Asks for large pages before memory that the allocator fetches anew at every call is touched: otherwise the faults of
 // small pages take longer than the work.
-void prefer_large_pages(void* memory, uint64_t bytes) {
+void prefer_large_pages(Tensor& x) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uint64_t kPage = uint64_t(1) << 21;
-  const uint64_t address = reinterpret_cast<uint64_t>(memory);
+  constexpr uint64_t kLarge = uint64_t(1) << 22, kPage = uint64_t(1) << 21;
+  const uint64_t bytes = static_cast<uint64_t>(x.numel() * x.element_size());
+  if (bytes < kLarge) return;
+  const uint64_t address = reinterpret_cast<uint64_t>(x.mutable_data_ptr());
   const uint64_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 
 std::vector<Tensor> results_like(const std::vector<Tensor>& weights) {
-  constexpr int64_t kLarge = int64_t(1) << 22;
   std::vector<Tensor> results;
   results.reserve(weights.size());
   for (const Tensor& w : weights) {
     results.push_back(new_result_like(w));
-    const int64_t bytes = w.numel() * w.element_size();
-    if (bytes >= kLarge) prefer_large_pages(results.back().mutable_data_ptr(), bytes);
+    prefer_large_pages(results.back());
   }
   return results;
 }
@@ -164,6 +176,45 @@ std::vector<Tensor> results_like(const std::vector<Tensor>& weights) {
 template <class A>
 A factor(A sigma, double target, double eps) {
   return sigma <= eps ? static_cast<A>(target) : static_cast<A>(target / static_cast<double>(sigma));
+}
+
+// Normalised weights, from `begin` on `count` elements at a time.
+template <class T>
+class Scaling {
+  using A = acc_t<T>;
+
+ public:
+  Scaling(const std::vector<Tensor>& weights, std::vector<Tensor>& results, const A* sigma,
+          const std::vector<double>& targets, double eps)
+      : writer_(results), sigma_(sigma), targets_(targets), eps_(eps) {
+    for (const Tensor& w : weights) from_.push_back(data<T>(w));
+    for (Tensor& x : results) to_.push_back(mutable_data<T>(x));
+  }
+  void run(int64_t layer, int64_t begin, int64_t count) const {
+    const A by = factor(sigma_[layer], targets_[layer], eps_);
+    const T* w = from_[layer] + begin;
+    writer_.write(to_[layer] + begin, count, kPiece,
+                  [&](int64_t i, int64_t width, T* out) { scale_weight(w + i, by, width, out); });
+  }
+
+ private:
+  const Writer<T> writer_;
+  const A* sigma_;
+  const std::vector<double>& targets_;
+  double eps_;
+  std::vector<const T*> from_;
+  std::vector<T*> to_;
+};
+
+template <class T>
+std::vector<Iteration<T>> iterations_of(const std::vector<Tensor>& weights, const std::vector<SpectralShape>& shapes,
+                                        std::vector<Tensor>& u, std::vector<Tensor>& v, double eps) {
+  using A = acc_t<T>;
+  std::vector<Iteration<T>> layers;
+  layers.reserve(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i)
+    layers.emplace_back(data<T>(weights[i]), shapes[i], mutable_data<A>(u[i]), mutable_data<A>(v[i]), eps);
+  return layers;
 }
 
 // Weights for elementwise work: blocks of kBlock elements.
@@ -180,14 +231,41 @@ Tensor spectral_norm_iterate(const std::vector<Tensor>& weights, std::vector<Ten
   Tensor sigma = new_result({static_cast<int64_t>(weights.size())}, spectral_dtype(weights));
   dispatch_floating("spectral_norm_iterate", weights[0].scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    using A = acc_t<T>;
-    std::vector<Iteration<T>> layers;
-    layers.reserve(weights.size());
-    for (size_t i = 0; i < weights.size(); ++i)
-      layers.emplace_back(data<T>(weights[i]), shapes[i], mutable_data<A>(u[i]), mutable_data<A>(v[i]), eps);
-    iterate_all(layers, iterations, mutable_data<A>(sigma));
+    auto layers = iterations_of<T>(weights, shapes, u, v, eps);
+    iterate_all(layers, iterations, mutable_data<acc_t<T>>(sigma), [](int64_t, int64_t, int64_t) {});
   });
   return sigma;
+}
+
+std::tuple<Tensor, Tensor> spectral_norm_update(const std::vector<Tensor>& weights, std::vector<Tensor> u,
+                                                std::vector<Tensor> v, std::vector<Tensor> results,
+                                                const std::vector<int64_t>& dims, const std::vector<double>& targets,
+                                                int64_t iterations, double eps) {
+  const std::vector<SpectralShape> shapes = checked_spectral_shapes(weights, u, v, dims);
+  check_layers("targets", targets.size(), weights.size());
+  STD_TORCH_CHECK(iterations >= 0, "iterations: wanted 0 or more, got ", iterations);
+  check_layers("results", results.size(), weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    check_like("results", results[i], "weights", weights[i]);
+    prefer_large_pages(results[i]);
+  }
+  const SpectralVectors places(shapes);
+  Tensor sigma = new_result({static_cast<int64_t>(weights.size())}, spectral_dtype(weights));
+  Tensor vectors = new_result({places.size}, spectral_dtype(weights));
+  dispatch_floating("spectral_norm_update", weights[0].scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    using A = acc_t<T>;
+    A* const sigmas = mutable_data<A>(sigma);
+    A* const copies = mutable_data<A>(vectors);
+    std::fill_n(copies, places.size, A(0));
+    auto layers = iterations_of<T>(weights, shapes, u, v, eps);
+    const Scaling<T> scaling(weights, results, sigmas, targets, eps);
+    iterate_all(layers, iterations, sigmas, [&](int64_t layer, int64_t begin, int64_t count) {
+      if (begin == 0) layers[layer].copy_vectors(copies + places.u[layer], copies + places.v[layer]);
+      scaling.run(layer, begin, count);
+    });
+  });
+  return {sigma, vectors};
 }
 
 std::vector<Tensor> spectral_norm_scale(const std::vector<Tensor>& weights, const Tensor& sigma,
@@ -204,29 +282,27 @@ std::vector<Tensor> spectral_norm_scale(const std::vector<Tensor>& weights, cons
   }
   dispatch_floating("spectral_norm_scale", weights[0].scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    const acc_t<T>* sigmas = data<acc_t<T>>(sigma);
-    const Writer<T> writer(results);
+    const Scaling<T> scaling(weights, results, data<acc_t<T>>(sigma), targets, eps);
     tasks.run(false, [&](int64_t layer, int64_t block) {
-      const int64_t begin = block * kBlock, count = std::min(kBlock, weights[layer].numel() - begin);
-      const auto by = factor(sigmas[layer], targets[layer], eps);
-      const T* w = data<T>(weights[layer]) + begin;
-      writer.write(mutable_data<T>(results[layer]) + begin, count, kPiece,
-                   [&](int64_t i, int64_t width, T* out) { scale_weight(w + i, by, width, out); });
+      const int64_t begin = block * kBlock;
+      scaling.run(layer, begin, std::min(kBlock, weights[layer].numel() - begin));
     });
   });
   return results;
 }
 
 std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& weights,
-                                                 const std::vector<Tensor>& u, const std::vector<Tensor>& v,
-                                                 const Tensor& sigma, const std::vector<int64_t>& dims,
-                                                 const std::vector<double>& targets, double eps) {
-  const std::vector<SpectralShape> shapes = checked_spectral_shapes(weights, u, v, dims);
+                                                 const Tensor& vectors, const Tensor& sigma,
+                                                 const std::vector<int64_t>& dims, const std::vector<double>& targets,
+                                                 double eps) {
+  const std::vector<SpectralShape> shapes = checked_spectral_shapes(weights, vectors, dims);
+  const SpectralVectors places(shapes);
   const int64_t layers = static_cast<int64_t>(weights.size());
   check_layers("grads", grads.size(), weights.size());
   check_layers("targets", targets.size(), weights.size());
   check_vector("sigma", sigma, layers, spectral_dtype(weights));
-  std::vector<Slabs> slabs(shapes.begin(), shapes.end());
+  const std::vector<Slabs> slabs(shapes.begin(), shapes.end());
+  const std::vector<bool> whole = whole_layers(slabs);
   Tasks small;
   std::vector<int64_t> starts(layers);  // of a layer's blocks among all
   int64_t blocks = 0;
@@ -234,7 +310,7 @@ std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grad
     check_like("grads", grads[i], "weights", weights[i]);
     starts[i] = blocks;
     blocks += slabs[i].blocks();
-    if (slabs[i].small()) small.add(i, -1, 2 * slabs[i].numel());
+    if (whole[i]) small.add(i, -1, slabs[i].numel());
   }
   std::vector<Tensor> results = results_like(weights);
   std::vector<double> sums(blocks);
@@ -242,11 +318,13 @@ std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grad
     using T = decltype(tag);
     using A = acc_t<T>;
     const A* sigmas = data<A>(sigma);
+    auto u = [&](int64_t layer) { return data<A>(vectors) + places.u[layer]; };
+    auto v = [&](int64_t layer) { return data<A>(vectors) + places.v[layer]; };
     const Writer<T> writer(results);
     std::vector<std::vector<A>> expanded(layers);
     for (int64_t i = 0; i < layers; ++i) {
       if (slabs[i].inner == 1) continue;
-      const A* rows = data<A>(u[i]);
+      const A* rows = u(i);
       expanded[i].resize(slabs[i].length);
       for (int64_t j = 0; j < slabs[i].length; ++j) expanded[i][j] = rows[j / slabs[i].inner];
     }
@@ -266,9 +344,9 @@ std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grad
       const int64_t first_slab = s.begin(block), offset = first_slab * s.length;
       const T* g = data<T>(grads[layer]) + offset;
       T* out = mutable_data<T>(results[layer]) + offset;
-      const A* across = data<A>(s.rows ? u[layer] : v[layer]) + first_slab * s.inner;
+      const A* across = (s.rows ? u(layer) : v(layer)) + first_slab * s.inner;
       std::vector<A> tile(s.inner == 1 ? 0 : s.span());
-      const A* along = s.inner == 1 ? data<A>(s.rows ? v[layer] : u[layer]) : expanded[layer].data();
+      const A* along = s.inner == 1 ? (s.rows ? v(layer) : u(layer)) : expanded[layer].data();
       writer.write(out, s.count(block) * s.length, s.length, [&](int64_t i, int64_t, T* to) {
         const A* factors = across + i / s.length * s.inner;
         if (s.inner == 1)
@@ -282,7 +360,7 @@ std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grad
       for (int64_t b = 0; b < slabs[layer].blocks(); ++b) map(layer, b);
     });
     for (int64_t i = 0; i < layers; ++i) {
-      if (slabs[i].small()) continue;
+      if (whole[i]) continue;
       Tasks large;
       large.add_blocks(i, slabs[i]);
       large.run(false, sum);

@@ -59,8 +59,8 @@ Tensor spectral_norm_iterate(const std::vector<Tensor>& weights, std::vector<Ten
 std::vector<Tensor> spectral_norm_scale(const std::vector<Tensor>& weights, const Tensor& sigma,
                                         const std::vector<double>& targets, double eps);
 std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& weights,
-                                                 const std::vector<Tensor>& u, const std::vector<Tensor>& v,
-                                                 const Tensor& sigma, const std::vector<int64_t>& dims,
-                                                 const std::vector<double>& targets, double eps);
+                                                 const Tensor& vectors, const Tensor& sigma,
+                                                 const std::vector<int64_t>& dims, const std::vector<double>& targets,
+                                                 double eps);
 
 }  // namespace gpkernels::cuda

@@ -31,13 +31,10 @@ std::vector<SpectralLayer> layers_of(const std::vector<Tensor>& weights) {
   return layers;
 }
 
-std::vector<SpectralLayer> layers_of(const std::vector<Tensor>& weights, const std::vector<Tensor>& u,
-                                     const std::vector<Tensor>& v, const std::vector<int64_t>& dims) {
+// With shapes, which are checked.
+std::vector<SpectralLayer> layers_of(const std::vector<Tensor>& weights, const std::vector<SpectralShape>& shapes) {
   constexpr int64_t kRows = 1024, kMost = std::numeric_limits<int>::max() - kRows;  // offsets within a tile are int
-  const auto shapes = checked_spectral_shapes(weights, u, v, dims, kDevice);
   std::vector<SpectralLayer> layers = layers_of(weights);
-  check_where_weights_are("u", u, weights);
-  check_where_weights_are("v", v, weights);
   for (size_t i = 0; i < layers.size(); ++i) {
     const SpectralShape& shape = shapes[i];
     STD_TORCH_CHECK(shape.rows <= kMost && shape.cols() <= kMost,
@@ -46,8 +43,6 @@ std::vector<SpectralLayer> layers_of(const std::vector<Tensor>& weights, const s
                     "weights: wanted fewer than 2^31 elements behind an index of dimensions before dims, got ",
                     shape.rows * shape.inner);
     layers[i].outer = shape.outer, layers[i].rows = shape.rows, layers[i].inner = shape.inner;
-    layers[i].u = const_cast<void*>(u[i].const_data_ptr());
-    layers[i].v = const_cast<void*>(v[i].const_data_ptr());
   }
   return layers;
 }
@@ -73,7 +68,13 @@ std::vector<Tensor> results_of(std::vector<SpectralLayer>& layers, const std::ve
 
 Tensor spectral_norm_iterate(const std::vector<Tensor>& weights, std::vector<Tensor> u, std::vector<Tensor> v,
                              const std::vector<int64_t>& dims, int64_t iterations, double eps) {
-  const std::vector<SpectralLayer> layers = layers_of(weights, u, v, dims);
+  std::vector<SpectralLayer> layers = layers_of(weights, checked_spectral_shapes(weights, u, v, dims, kDevice));
+  check_where_weights_are("u", u, weights);
+  check_where_weights_are("v", v, weights);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers[i].u = u[i].mutable_data_ptr();
+    layers[i].v = v[i].mutable_data_ptr();
+  }
   STD_TORCH_CHECK(iterations >= 0, "iterations: wanted at least 0, got ", iterations);
   const OnDevice device(weights[0]);
   const ScalarType dtype = weights[0].scalar_type();
@@ -97,10 +98,14 @@ std::vector<Tensor> spectral_norm_scale(const std::vector<Tensor>& weights, cons
 }
 
 std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& weights,
-                                                 const std::vector<Tensor>& u, const std::vector<Tensor>& v,
-                                                 const Tensor& sigma, const std::vector<int64_t>& dims,
-                                                 const std::vector<double>& targets, double eps) {
-  std::vector<SpectralLayer> layers = layers_of(weights, u, v, dims);
+                                                 const Tensor& vectors, const Tensor& sigma,
+                                                 const std::vector<int64_t>& dims, const std::vector<double>& targets,
+                                                 double eps) {
+  const std::vector<SpectralShape> shapes = checked_spectral_shapes(weights, vectors, dims, kDevice);
+  check_same_device("vectors", vectors, "weights", weights[0]);
+  const SpectralVectors places(shapes);
+  std::vector<SpectralLayer> layers = layers_of(weights, shapes);
+  char* const first = static_cast<char*>(const_cast<void*>(vectors.const_data_ptr()));
   check_layers("grads", grads.size(), layers.size());
   check_layers("targets", targets.size(), layers.size());
   check_sigma(sigma, weights);
@@ -108,6 +113,8 @@ std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grad
     check_like("grads", grads[i], "weights", weights[i], kDevice);
     STD_TORCH_CHECK(grads[i].is_contiguous(), "grads: wanted contiguous memory, got another layout");
     layers[i].grad = grads[i].const_data_ptr();
+    layers[i].u = first + places.u[i] * vectors.element_size();
+    layers[i].v = first + places.v[i] * vectors.element_size();
   }
   check_where_weights_are("grads", grads, weights);
   const OnDevice device(weights[0]);

@@ -14,7 +14,6 @@ from gpkernels.spectral import register
 from gpkernels.spectral.convolution import Convolution, ConvolutionNorm
 from gpkernels.spectral.group import Group
 from gpkernels.spectral.parametrization import SpectralNorm
-from gpkernels.spectral.vectors import copies
 
 NORMALISED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag)
 """The modules whose weights spectral_norm_all takes."""
@@ -229,5 +228,4 @@ def spectral_normalize(
             raise fail(name, f"a contiguous constant {wanted[1]} of shape ({size},) on {weight.device}", got)
     with without_autocast(weight):
         sigma = spectral_iterate([weight.detach()], [u], [v], [dim], n_power_iterations, eps)
-        u, v = copies([u, v])
         return spectral_scale([weight], [u], [v], sigma, [dim], [target], eps)[0]

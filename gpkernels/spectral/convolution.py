@@ -144,6 +144,9 @@ class ConvolutionNorm(Owned):
         return self.convolution(weight, x).square().sum()
 
     def forward(self, weight: Tensor) -> Tensor:
+        return self.read(weight)
+
+    def read(self, weight: Tensor) -> Tensor:
         with without_autocast(weight):
             wide = self.convolution.wide(weight)
             if self.at_reads and self.training:

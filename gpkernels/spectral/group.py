@@ -17,47 +17,15 @@ from gpkernels.ops.spectral_norm.autograd import (
     groups_of,
     spectral_iterate,
     spectral_scale,
+    spectral_update,
 )
 from gpkernels.spectral import steps
-from gpkernels.spectral.portable import State
-from gpkernels.spectral.vectors import copies, fresh, misfits, units
+from gpkernels.spectral.portable import State, vectors_of
+from gpkernels.spectral.results import Result, Update, capturing
+from gpkernels.spectral.vectors import fresh, misfits, units
 
 if TYPE_CHECKING:
     from gpkernels.spectral.parametrization import SpectralNorm
-
-
-class Result:
-    """A normalised weight for the next read, and the state it was made in.
-
-    `kept` serves any number of reads. Another one waits for one read; where that has gradients, in training mode, it
-    then serves others, so that the forwards of a step have one node: of new layers and copies as long as a graph keeps
-    it alive, else until the next step of any optimizer.
-    """
-
-    __slots__ = ("captured", "kept", "ref", "state", "value", "version")
-
-    def __init__(self, value: Tensor, state: State, captured: bool, kept: bool) -> None:
-        self.value: Tensor | None = value
-        self.ref = weakref.ref(value)
-        self.version = 0 if value.is_inference() else value._version
-        self.state, self.captured, self.kept = state, captured, kept
-
-    @property
-    def waits(self) -> bool:
-        return not self.kept and self.value is not None
-
-    def right(self, state: State) -> Tensor | None:
-        """The value, if it is right in this state."""
-        value = self.value
-        if value is None:
-            value = self.ref()
-            if value is None:
-                return None
-            value._fix_weakref()  # type: ignore[attr-defined]
-        if self.state != state or self.captured != _capturing(value):
-            return None
-        usable = torch.is_inference_mode_enabled() if value.is_inference() else value._version == self.version
-        return value if usable else None
 
 
 class Group:
@@ -76,7 +44,7 @@ class Group:
     def _start(self) -> None:
         self._members: list[weakref.ref[SpectralNorm]] = []
         self._lock = threading.RLock()
-        self._last: tuple[list[weakref.ref[SpectralNorm]], Sigmas] | None = None
+        self._last: Update | None = None
         self._graph_reads_sigma = False
         steps.watch(self)
 
@@ -109,30 +77,50 @@ class Group:
 
     @torch.no_grad()
     def update(self, members: Sequence[SpectralNorm], iterations: int | None = None) -> None:
-        """Moves u and v of these layers, and keeps their sigma. iterations=0 only measures it."""
+        """Moves u and v of these layers, and keeps their sigma and, in training mode, the normalised weights.
+        iterations=0 only measures sigma."""
         with self._lock:
-            weights, u, v, dims = [], [], [], []
-            for member in members:
-                weight = member.original()
+            iterations, now = self.iterations if iterations is None else iterations, steps.tick()
+            update, training = Update(members, self._lock), True
+            weights, u, v, dims, targets = [], [], [], [], []
+            places: dict[int, tuple[Tensor, int]] = {}
+            for i, member in enumerate(members):
+                weight, known = member.original(), member.known
                 assert weight is not None
-                member.fit(weight)
                 own_u, own_v = member.uv()
+                if own_u.dtype is not accumulation_dtype(weight.dtype):
+                    member.fit(weight)
+                    own_u, own_v = member.uv()
                 weights.append(weight)
                 u.append(own_u)
                 v.append(own_v)
                 dims.append(member.dim)
-            iterations = self.iterations if iterations is None else iterations
-            sigmas = spectral_iterate(weights, u, v, dims, iterations, self.eps)
-            now = steps.tick()
-            for indices, sigma in zip(groups_of(weights), sigmas, strict=True):
-                for at, i in enumerate(indices):
-                    known, place = members[i].known, (sigma, at)
-                    if self._graph_reads_sigma and known.sigma is not None and known.sigma[0].device == sigma.device:
-                        place = known.sigma  # where the graph will look for it
-                        place[0][place[1]].copy_(sigma[at])
-                    members[i].remember(weights[i], place)
-                    known.at, known.fresh = now, False
-            self._last = None if self._graph_reads_sigma else ([weakref.ref(m) for m in members], sigmas)
+                targets.append(member.target)
+                if self._graph_reads_sigma and known.update is not None:
+                    places[i] = known.update.place(known.index)
+                training &= member.training
+                member.remember(weight, iterations > 0)  # which lets old results go before new ones need memory
+                known.update, known.index, known.at, known.fresh = update, i, now, False
+            try:
+                if training and not (
+                    self._graph_reads_sigma or capturing(weights[0]) or torch.is_inference_mode_enabled()
+                ):
+                    parts = spectral_update(weights, u, v, dims, targets, iterations, self.eps)
+                    update.normalised(parts, weights, targets, self.eps)
+                else:
+                    sigmas = spectral_iterate(weights, u, v, dims, iterations, self.eps)
+                    update.measured(groups_of(weights), sigmas)
+            except BaseException:
+                for member in members:
+                    member.known.forget()
+                raise
+            for indices in update.groups:
+                if members[indices[0]].known.state != members[indices[0]].state(weights[indices[0]]):
+                    for i in indices:  # of a backend that moves versions by another number
+                        members[i].known.state = members[i].state(weights[i])
+            for i, place in places.items():
+                update.copy_sigma(i, place)
+            self._last = None if self._graph_reads_sigma else update
 
     stepped = update
 
@@ -143,11 +131,11 @@ class Group:
         doubtful = []
         for member in members:
             weight, before = member.original(), member.known.state
-            if weight is None or weight.is_meta or _capturing(weight):
+            if weight is None or weight.is_meta or capturing(weight):
                 continue
             if member.known.fresh:
                 member.restart(weight.detach())
-            elif before is None or (now := member.state(weight)) is None or now[1:] == before[1:]:
+            elif before is None or (now := member.state(weight)) is None or vectors_of(now) == vectors_of(before):
                 doubtful.append((member, weight.detach()))
         if doubtful:
             wrong = self._misfits([m for m, _ in doubtful], [w for _, w in doubtful])
@@ -155,16 +143,15 @@ class Group:
                 doubtful[i][0].restart(doubtful[i][1])
 
     def read(self, member: SpectralNorm, weight: Tensor) -> Tensor:
-        """The normalised weight of a layer, computed with those of all layers that the same pass will ask for."""
+        """The normalised weight of a layer that no update has normalised, computed with those of all layers that the
+        same pass will ask for."""
         state = member.state(weight)
         if state is None or weight is not member.original():
             return self._compute([member], [weight], False)[0]
         with self._lock:
             grads = torch.is_grad_enabled() and weight.requires_grad
             found = member.take(grads, state)
-            if found is None:
-                found = self._make(member, weight, state, grads)
-            return found
+            return self._make(member, weight, state, grads) if found is None else found
 
     def _make(self, member: SpectralNorm, weight: Tensor, state: State, grads: bool) -> Tensor:
         known = member.is_known(state)
@@ -182,7 +169,7 @@ class Group:
                     continue
                 waiting = True
             batch.append((m, w, s))
-        captured = _capturing(weight)
+        captured = capturing(weight)
         self._graph_reads_sigma |= captured
         spent = member.known.spent
         if waiting and spent is not None and not captured:  # again in one pass, if the weight is still the same
@@ -203,13 +190,9 @@ class Group:
 
     def _compute(self, members: list[SpectralNorm], weights: list[Tensor], known: bool) -> list[Tensor]:
         """W target / sigma; `known` where the layers' sigma belongs to their state."""
-        grads = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
         if known:
             u, v = map(list, zip(*[m.uv() for m in members], strict=True))
             sigmas = self._known_sigmas(members, weights)
-            if grads:  # the backward's own: DDP may write the buffers before it, with the same values
-                both = copies([*u, *v])
-                u, v = both[: len(u)], both[len(u) :]
         else:
             u, v, sigmas = self.measured(members, weights)
             for m, sigma in zip(members, by_layer(weights, sigmas), strict=True):
@@ -227,7 +210,7 @@ class Group:
         u, v = self._units(members, plain)
         sigmas = spectral_iterate(plain, u, v, dims, 0, self.eps)
         some = [i for i, (m, w) in enumerate(zip(members, weights, strict=True)) if not m.is_last(w)]
-        if some and not _capturing(plain[0]):
+        if some and not capturing(plain[0]):
             found = misfits(plain, u, v, dims, self.eps, sigmas)
             wrong = [i for i in found if i in some]
             if wrong:
@@ -250,13 +233,8 @@ class Group:
         return both[: len(dtypes)], both[len(dtypes) :]
 
     def _known_sigmas(self, members: list[SpectralNorm], weights: list[Tensor]) -> Sigmas:
-        if self._last is not None:
-            last, sigmas = self._last
-            if len(last) == len(members) and all(r() is m for r, m in zip(last, members, strict=True)):
-                return sigmas
-        found = [place[0][place[1]] for m in members if (place := m.known.sigma) is not None]
+        last = self._last
+        if last is not None and [r() for r in last.members] == members:
+            return last.sigmas
+        found = [m.known.sigma for m in members]
         return [torch.stack([found[i] for i in indices]) for indices in groups_of(weights)]
-
-
-def _capturing(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -15,7 +15,8 @@ from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scal
 from gpkernels.spectral import steps
 from gpkernels.spectral.group import Group
 from gpkernels.spectral.portable import Owned, State
-from gpkernels.spectral.vectors import START, copies, fresh, start, units
+from gpkernels.spectral.results import capturing
+from gpkernels.spectral.vectors import START, fresh, start, units
 
 
 class SpectralNorm(Owned):
@@ -77,27 +78,26 @@ class SpectralNorm(Owned):
         buffers: Any = self._buffers
         return buffers["_u"], buffers["_v"]
 
-    def state(self, weight: Tensor) -> State | None:
+    def state(self, weight: Tensor, moved: int = 0) -> State | None:
         """As of every parametrization, in a third of the time."""
         u, v = self.uv()
         try:
             return (
-                (id(weight), weight.data_ptr(), weight._version),
-                (id(u), u.data_ptr(), u._version),
-                (id(v), v.data_ptr(), v._version),
+                (id(weight), weight.data_ptr(), id(u), u.data_ptr(), id(v), v.data_ptr()),
+                (weight._version, u._version + moved, v._version + moved),
             )
         except RuntimeError:
             return None
 
-    def is_known(self, state: State) -> bool:
+    def is_known(self, state: State | None) -> bool:
         """Whether an update measured sigma in this state, and another one will follow the next change."""
         known = self.known
-        return self.training and known.sigma is not None and known.state == state
+        return self.training and known.update is not None and state is not None and known.state == state
 
     def is_last(self, weight: Tensor) -> bool:
         """Whether it is the weight of the last update, whatever has been written to u and v since."""
         known = self.known
-        return self.training and known.sigma is not None and known.mark == steps.mark(weight)
+        return self.training and known.update is not None and known.mark == steps.mark(weight)
 
     def take(self, grads: bool, state: State) -> Tensor | None:
         """A result that is right in this state; one with a graph serves a read without gradients too."""
@@ -120,15 +120,21 @@ class SpectralNorm(Owned):
         return None
 
     def forward(self, weight: Tensor) -> Tensor:
+        return self._traced(weight) if torch.compiler.is_compiling() else self.read(weight)
+
+    def read(self, weight: Tensor) -> Tensor:
         if self._is_traced(weight):
             return self._traced(weight)
         if self.group is None:
             return self._read_as_torch(weight)
+        known = self.known
+        if known.update is not None and self.is_known(self.state(weight)) and not capturing(weight):
+            value = known.update.read(known.index, torch.is_grad_enabled() and weight.requires_grad)
+            if value is not None:
+                return value
         return self.group.read(self, weight)
 
     def _is_traced(self, weight: Tensor) -> bool:
-        if torch.compiler.is_compiling():
-            return True
         plain = type(weight) in (Tensor, nn.Parameter)
         return not plain or weight.is_meta or under_transform() or torch._C._get_tracing_state() is not None
 
@@ -151,10 +157,10 @@ class SpectralNorm(Owned):
                 w = weight.detach()
                 if self.training:
                     sigma = self._iterate(reference.matrix(w, self.dim), self.iterations)
-                    u, v = copies([self._u, self._v])
+                    u, v = self._u, self._v
                 else:
                     sigma = spectral_iterate([w], [self._u], [self._v], [self.dim], 0, self.eps)
-                    u, v = torch.where(sigma[0] < 0, -self._u, self._u), self._v.clone()
+                    u, v = torch.where(sigma[0] < 0, -self._u, self._u), self._v
                     sigma = [sigma[0].abs()]
             return spectral_scale([weight], [u], [v], sigma, [self.dim], [self.target], self.eps)[0]
 

@@ -6,19 +6,28 @@ from __future__ import annotations
 import copy
 import weakref
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils.hooks import RemovableHandle
 
 from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.spectral import steps
 
-State = tuple[steps.Mark, ...]
-"""What a normalised weight is a function of: the marks of the weight and the vectors."""
+if TYPE_CHECKING:
+    from gpkernels.spectral.results import Update
+
+State = tuple[tuple[int, ...], tuple[int, ...]]
+"""What a normalised weight is a function of: ids and addresses of the weight and the vectors, and their versions."""
+
+
+def vectors_of(state: State) -> State:
+    """The part that says which vectors, and what they hold."""
+    return state[0][2:], state[1][1:]
 
 
 class Known:
@@ -30,27 +39,59 @@ class Known:
     at: the time of the last update.
     state: the marks that the last update, or the registration, left; `held` keeps their memory from being used anew,
         which would make other contents look the same.
-    sigma: a tensor and an index in it, if `state` is that of an update, which measured it.
-    results: of reads, by whether they have gradients.
+    update, index: the update that left `state`, if one did, and which of its layers this is.
+    results: of other reads, by whether they have gradients.
     spent: sigma of the last read that nothing was known for.
+    unhooked: the next hook's number when the layer was last found to be without hooks.
     """
 
-    __slots__ = ("at", "copied", "fresh", "held", "owner", "results", "sigma", "spent", "state")
+    __slots__ = (
+        "at",
+        "copied",
+        "fresh",
+        "held",
+        "index",
+        "owner",
+        "results",
+        "spent",
+        "state",
+        "unhooked",
+        "update",
+    )
 
     def __init__(self, owner: ParametrizationList | None = None, fresh: bool = False, copied: bool = False) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
         self.fresh, self.copied, self.at = fresh, copied, 0
         self.spent: Tensor | None
+        self.update: Update | None = None
+        self.index, self.unhooked = 0, -1
         self.results: dict[bool, Any] = {}
         self.forget()
 
     @property
     def mark(self) -> steps.Mark | None:
-        return None if self.state is None else self.state[0]
+        if self.state is None:
+            return None
+        addresses, versions = self.state
+        return addresses[0], addresses[1], versions[0]
 
-    def keep(self, state: State | None, held: Any, sigma: tuple[Tensor, int] | None = None) -> None:
-        self.state, self.held, self.sigma, self.spent = state, held, sigma, None
+    @property
+    def sigma(self) -> Tensor:
+        """Of the last update, as a view."""
+        assert self.update is not None
+        sigma, at = self.update.place(self.index)
+        return sigma[at]
+
+    def keep(self, state: State | None, held: Any) -> None:
+        self.state, self.held, self.spent = state, held, None
+        self.drop()
+        self.update = None
+
+    def drop(self) -> None:
+        """Lets go of what reads would have shared."""
         self.results.clear()
+        if self.update is not None:
+            self.update.drop(self.index)
 
     def forget(self) -> None:
         """The weight has changed, perhaps with its version unmoved, and u and v have not."""
@@ -84,24 +125,28 @@ class Owned(nn.Module, ABC):
         weight = owner._parameters.get("original")
         return owner._buffers.get("original") if weight is None else weight
 
-    def state(self, weight: Tensor) -> State | None:
-        """None with inference tensors, which have no version."""
-        mark, buffers = steps.mark, self._buffers
-        marks: Any = (mark(weight), *[mark(buffers[name]) for name in self.vectors])  # type: ignore[arg-type]
-        return None if None in marks else marks
+    def state(self, weight: Tensor, moved: int = 0) -> State | None:
+        """None with inference tensors, which have no version. moved=1: as it will be after a call that moves the
+        vectors."""
+        tensors: Any = (weight, *[self._buffers[name] for name in self.vectors])
+        try:
+            first, *others = [x._version for x in tensors]
+        except RuntimeError:
+            return None
+        versions = first, *[n + moved for n in others]
+        return tuple([n for x in tensors for n in (id(x), x.data_ptr())]), versions
 
-    def remember(self, weight: Tensor, sigma: tuple[Tensor, int] | None = None) -> None:
-        """Keeps the marks of weight and vectors as they are now, and `sigma` of an update that left them."""
-        known, state = self.known, self.state(weight)
+    def remember(self, weight: Tensor, moved: int = 0) -> None:
+        """Keeps the state of weight and vectors: see `state`."""
+        known, state = self.known, self.state(weight, moved)
         held, before = known.held, known.state
-        if (
-            held is None
-            or before is None
-            or state is None
-            or any(a[:2] != b[:2] for a, b in zip(before, state, strict=True))
-        ):
+        if held is None or before is None or state is None or before[0] != state[0]:
             held = weight.detach(), [self._buffers[name] for name in self.vectors]
-        known.keep(state, held, sigma)
+        known.keep(state, held)
+
+    @abstractmethod
+    def read(self, weight: Tensor) -> Tensor:
+        """The normalised weight, outside of compilers."""
 
     @abstractmethod
     def restart(self, weight: Tensor) -> None:
@@ -152,8 +197,8 @@ class Owned(nn.Module, ABC):
 
 
 def shorten_reads(module: nn.Module, name: str) -> None:
-    """Lets reads of a weight that torch has just parametrized go straight to the `forward` of its parametrization, if
-    that is the only one, and ours, and nothing is hooked to the calls of modules by which torch gets there."""
+    """Lets reads of a weight that torch has just parametrized go straight to its parametrization, if that is the only
+    one, and ours, and nothing is hooked to the calls of modules by which torch gets there."""
     cls: Any = type(module)
     by_torch = cls.__dict__[name]
     read_by_torch = by_torch.fget
@@ -164,10 +209,15 @@ def shorten_reads(module: nn.Module, name: str) -> None:
         owner: Any = self._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
         inside = owner._modules
         norm = inside["0"]
-        if len(inside) > 1 or not isinstance(norm, Owned) or _is_hooked(owner) or _is_hooked(norm):
+        if len(inside) > 1 or not isinstance(norm, Owned):
             return read_by_torch(self)
+        known = norm.known
+        if known.unhooked != RemovableHandle.next_id:  # no hook has been registered anywhere since it was looked for
+            if _is_hooked(owner) or _is_hooked(norm):
+                return read_by_torch(self)
+            known.unhooked = RemovableHandle.next_id
         weight = owner._parameters.get("original")
-        return norm.forward(owner._buffers["original"] if weight is None else weight)
+        return norm.read(owner._buffers["original"] if weight is None else weight)
 
     setattr(cls, name, property(read, by_torch.fset))
 

@@ -106,8 +106,8 @@ def _after(optimizer: Any, args: Any, kwargs: Any) -> None:
                     training.append(member)
                 else:
                     member.known.forget()
-            elif member.known.sigma is None or member.known.mark != mark(weight):
-                member.known.results.clear()
+            elif member.known.update is None or member.known.mark != mark(weight):
+                member.known.drop()
         if training:
             group.stepped(training)
 

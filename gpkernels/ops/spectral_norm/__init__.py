@@ -6,6 +6,7 @@ from gpkernels import _support, registry
 from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops._library import define, kernel, triton_kernel
 from gpkernels.ops.spectral_norm import reference
+from gpkernels.ops.spectral_norm.layout import pack, vectors_size
 
 
 def _fake_iterate(weights, u, v, dims, iterations, eps):
@@ -13,12 +14,23 @@ def _fake_iterate(weights, u, v, dims, iterations, eps):
     return first.new_empty((len(weights),), dtype=accumulation_dtype(first.dtype))
 
 
+def _fake_update(weights, u, v, results, dims, targets, iterations, eps):
+    return _fake_iterate(weights, u, v, dims, iterations, eps), u[0].new_empty((vectors_size(weights, dims),))
+
+
 def _fake_scale(weights, sigma, targets, eps):
     return [torch.empty_like(w) for w in weights]
 
 
-def _fake_scale_backward(grads, weights, u, v, sigma, dims, targets, eps):
+def _fake_scale_backward(grads, weights, vectors, sigma, dims, targets, eps):
     return [torch.empty_like(w) for w in weights]
+
+
+def _reference_update(weights, u, v, results, dims, targets, iterations, eps):
+    sigma = reference.spectral_norm_iterate(weights, u, v, dims, iterations, eps)
+    for result, x in zip(results, reference.spectral_norm_scale(weights, sigma, targets, eps), strict=True):
+        result.copy_(x)
+    return sigma, pack(u, v)
 
 
 define(
@@ -28,12 +40,18 @@ define(
     _fake_iterate,
 )
 define(
+    "spectral_norm_update(Tensor[] weights, Tensor(a!)[] u, Tensor(b!)[] v, Tensor(c!)[] results, int[] dims,"
+    " float[] targets, int iterations, float eps) -> (Tensor, Tensor)",
+    _reference_update,
+    _fake_update,
+)
+define(
     "spectral_norm_scale(Tensor[] weights, Tensor sigma, float[] targets, float eps) -> Tensor[]",
     reference.spectral_norm_scale,
     _fake_scale,
 )
 define(
-    "spectral_norm_scale_backward(Tensor[] grads, Tensor[] weights, Tensor[] u, Tensor[] v, Tensor sigma, int[] dims,"
+    "spectral_norm_scale_backward(Tensor[] grads, Tensor[] weights, Tensor vectors, Tensor sigma, int[] dims,"
     " float[] targets, float eps) -> Tensor[]",
     reference.spectral_norm_scale_backward,
     _fake_scale_backward,
@@ -42,10 +60,31 @@ define(
 _NAMES = ("spectral_norm_scale", "spectral_norm_scale_backward", "spectral_norm_iterate")
 _TRITON = "gpkernels.ops.spectral_norm.triton"
 
+
+def _composed(iterate, scale):
+    """(sigma, vectors, results) by a backend that has no kernel for all of it."""
+
+    def update(weights, u, v, dims, targets, iterations, eps):
+        sigma = iterate(weights, u, v, dims, iterations, eps)
+        return sigma, pack(u, v), scale(weights, sigma, targets, eps)
+
+    return update
+
+
+def _fused(op):
+    def update(weights, u, v, dims, targets, iterations, eps):
+        results = [torch.empty_like(w) for w in weights]
+        return *op(weights, u, v, results, dims, targets, iterations, eps), results
+
+    return update
+
+
 for _backend, _supports, (_scale, _backward, _iterate) in (
     ("reference", _support.always, [getattr(reference, name) for name in _NAMES]),
     ("cpu", _support.native_cpu, [kernel(name) for name in _NAMES]),
     ("triton", _support.triton, [triton_kernel(name, _TRITON) for name in _NAMES]),
     ("cuda", _support.native_cuda, [kernel(name) for name in _NAMES]),
 ):
-    registry.register(registry.Implementation("spectral_norm", _backend, _supports, _scale, _backward, update=_iterate))
+    _update = _fused(kernel("spectral_norm_update")) if _backend == "cpu" else _composed(_iterate, _scale)
+    _row = registry.Implementation("spectral_norm", _backend, _supports, _scale, _backward, None, _iterate, _update)
+    registry.register(_row)

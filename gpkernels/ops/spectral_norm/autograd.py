@@ -16,7 +16,7 @@ from torch import Tensor
 from gpkernels import registry
 from gpkernels._support import under_transform, under_vmap
 from gpkernels.ops.spectral_norm import reference
-from gpkernels.ops.spectral_norm.layout import layouts
+from gpkernels.ops.spectral_norm.layout import Layout, layouts, pack, unpack
 
 Sigmas = list[Tensor]
 """sigma of every layer, a tensor (L,) for each device and dtype: see `groups_of`."""
@@ -77,23 +77,54 @@ def spectral_iterate(
     sigmas = []
     for indices in groups_of(weights):
         w, left, right = (_take(x, indices) for x in (weights, u, v))
-        d = _take(dims, indices)
         impl = registry.choose("spectral_norm", w[0])
-        assert impl.update is not None
-        with torch.no_grad(), without_autocast(w[0]):
-            forms = layouts(w, d)
-            if forms is None:
-                sigmas.append(impl.update(w, left, right, d, iterations, eps))
-            else:
-                w = [form.arrange(x).contiguous() for form, x in zip(forms, w, strict=True)]
-                moved = [form.arrange_v(x) for form, x in zip(forms, right, strict=True)]
-                sigmas.append(impl.update(w, left, moved, [form.kernel_dim for form in forms], iterations, eps))
-                for form, own, x in zip(forms, right, moved, strict=True):
-                    if x is not own and iterations:
-                        own.copy_(form.restore_v(x))
-            if iterations and not torch.compiler.is_compiling():
-                torch.autograd.graph.increment_version([x for x in (*left, *right) if not x.is_inference()])
+        sigmas.append(_moved(impl.iterate, w, left, right, _take(dims, indices), iterations, eps)[0])
     return sigmas
+
+
+class Updated(NamedTuple):
+    """What `spectral_update` leaves of layers of one device and dtype, laid out for the kernels."""
+
+    indices: list[int]
+    """Of the layers, among all."""
+    sigma: Tensor
+    vectors: Tensor
+    results: list[Tensor]
+    dims: list[int]
+    forms: list[Layout] | None
+
+    def normalised(self) -> list[Tensor]:
+        return _restored(self.forms, self.results)
+
+
+def spectral_update(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
+    dims: Sequence[int],
+    targets: Sequence[float],
+    iterations: int,
+    eps: float,
+) -> list[Updated]:
+    """`spectral_iterate`, and the weights that `spectral_scale` would return, without a graph: `spectral_attach` gives
+    them one."""
+    updates = []
+    for indices in groups_of(weights):
+        w, left, right = (_take(x, indices) for x in (weights, u, v))
+        impl = registry.choose("spectral_norm", w[0])
+        d, t = _take(dims, indices), _take(targets, indices)
+        result, d, forms = _moved(impl.update, w, left, right, d, t, iterations, eps)
+        sigma, vectors, results = result
+        updates.append(Updated(indices, sigma, vectors, results, d, forms))
+    return updates
+
+
+def spectral_attach(updated: Updated, weights: Sequence[Tensor], targets: Sequence[float], eps: float) -> list[Tensor]:
+    """What an update normalised, as functions of those of its weights that require grad."""
+    w, t = _take(weights, updated.indices), _take(targets, updated.indices)
+    impl = registry.choose("spectral_norm", w[0])
+    options = Options(updated.vectors, updated.sigma, updated.dims, t, eps, impl)
+    return _restored(updated.forms, Scale.apply(options, updated.results, *_arranged(updated.forms, w)))
 
 
 def spectral_scale(
@@ -108,8 +139,8 @@ def spectral_scale(
     """target W / sigma of every weight (target W where sigma <= eps), in its dtype and memory format.
 
     `sigma` is what `spectral_iterate` returned for these weights, u and v; in the gradient it is u . (W v), with u and
-    v constants. They must stay as they are until the last backward, and so must the weights: else it raises
-    RuntimeError. Highest gradient order: any, in the weights.
+    v, of which it keeps copies, as constants. It must stay as it is until the last backward, and so must the weights:
+    else it raises RuntimeError. Highest gradient order: any, in the weights.
     """
     result: list[Tensor] = list(weights)
     for indices, s in zip(groups_of(weights), sigma, strict=True):
@@ -119,10 +150,54 @@ def spectral_scale(
             with without_autocast(w[0]):
                 scaled: Sequence[Tensor] = [_plain(*layer, eps) for layer in zip(w, left, right, d, t, strict=True)]
         else:
-            scaled = _scale(w, Options(left, right, s, d, t, eps, registry.choose("spectral_norm", w[0])))
+            forms, impl = layouts(w, d), registry.choose("spectral_norm", w[0])
+            arranged = _arranged(forms, w)
+            if torch.is_grad_enabled() and any(x.requires_grad for x in w):
+                moved, kernel_dims = _arranged_v(forms, right), _kernel_dims(forms, d)
+                scaled = Scale.apply(Options(pack(left, moved), s, kernel_dims, t, eps, impl), None, *arranged)
+            else:
+                scaled = impl.forward([x.detach() for x in arranged], s, t, eps)
+            scaled = _restored(forms, scaled)
         for i, out in zip(indices, scaled, strict=True):
             result[i] = out
     return result
+
+
+def _arranged(forms: list[Layout] | None, weights: Sequence[Tensor]) -> list[Tensor]:
+    if forms is None:
+        return list(weights)
+    return [form.arrange(w).contiguous() for form, w in zip(forms, weights, strict=True)]
+
+
+def _arranged_v(forms: list[Layout] | None, v: Sequence[Tensor]) -> list[Tensor]:
+    return list(v) if forms is None else [form.arrange_v(x) for form, x in zip(forms, v, strict=True)]
+
+
+def _kernel_dims(forms: list[Layout] | None, dims: Sequence[int]) -> list[int]:
+    return list(dims) if forms is None else [form.kernel_dim for form in forms]
+
+
+def _restored(forms: list[Layout] | None, results: Sequence[Tensor]) -> list[Tensor]:
+    return list(results) if forms is None else [form.restore(x) for form, x in zip(forms, results, strict=True)]
+
+
+def _moved(
+    f: Any, weights: list[Tensor], u: list[Tensor], v: list[Tensor], dims: list[int], *rest: Any
+) -> tuple[Any, list[int], list[Layout] | None]:
+    """The result of an op that moves u and v, `rest` being its arguments after dims, with eps last and the iterations
+    before; and the dims and layouts that it was given the weights in."""
+    forms = layouts(weights, dims)
+    moved, dims = _arranged_v(forms, v), _kernel_dims(forms, dims)
+    with torch.no_grad(), without_autocast(weights[0]):
+        result = f(_arranged(forms, weights), u, moved, dims, *rest)
+        if rest[-2]:
+            for form, own, x in zip(forms or (), v, moved, strict=forms is not None):
+                if x is not own:
+                    own.copy_(form.restore_v(x))
+            if not torch.compiler.is_compiling():
+                written = (*u, *(own for own, x in zip(v, moved, strict=True) if x is own))
+                torch.autograd.graph.increment_version([x for x in written if not x.is_inference()])
+    return result, dims, forms
 
 
 def _plain(weight: Tensor, u: Tensor, v: Tensor, dim: int, target: float, eps: float) -> Tensor:
@@ -132,34 +207,23 @@ def _plain(weight: Tensor, u: Tensor, v: Tensor, dim: int, target: float, eps: f
 
 
 class Options(NamedTuple):
-    """The constants of a call, one device and dtype; v and dims of weights that are contiguous."""
+    """The constants of a call, one device and dtype; vectors and dims of weights that are contiguous."""
 
-    u: list[Tensor]
-    v: list[Tensor]
+    vectors: Tensor
     sigma: Tensor
     dims: list[int]
     targets: list[float]
     eps: float
     impl: registry.Implementation
 
-    def of(self, layers: list[int]) -> Options:
+    def of(self, layers: list[int], weights: Sequence[Tensor]) -> Options:
         """Those of some layers."""
-        if len(layers) == len(self.u):
+        if len(layers) == len(self.dims):
             return self
-        u, v = _take(self.u, layers), _take(self.v, layers)
+        u, v = unpack(self.vectors, weights, self.dims)
         dims, targets = _take(self.dims, layers), _take(self.targets, layers)
         sigma = torch.stack(_take(self.sigma.unbind(), layers))  # an index would wait for the GPU
-        return self._replace(u=u, v=v, sigma=sigma, dims=dims, targets=targets)
-
-
-def _scale(weights: list[Tensor], options: Options) -> Sequence[Tensor]:
-    forms = layouts(weights, options.dims)
-    if forms is None:
-        return Scale.apply(options, *weights)
-    arranged = [form.arrange(w).contiguous() for form, w in zip(forms, weights, strict=True)]
-    v = [form.arrange_v(x) for form, x in zip(forms, options.v, strict=True)]
-    outputs = Scale.apply(options._replace(v=v, dims=[form.kernel_dim for form in forms]), *arranged)
-    return [form.restore(x) for form, x in zip(forms, outputs, strict=True)]
+        return self._replace(vectors=pack(_take(u, layers), _take(v, layers)), sigma=sigma, dims=dims, targets=targets)
 
 
 def _remember(ctx: Any, options: Options, weights: tuple[Tensor, ...]) -> None:
@@ -169,7 +233,7 @@ def _remember(ctx: Any, options: Options, weights: tuple[Tensor, ...]) -> None:
 
 
 def _versions(ctx: Any) -> list[int]:
-    tensors = (*ctx.weights, *ctx.options.u, *ctx.options.v, ctx.options.sigma)
+    tensors = (*ctx.weights, ctx.options.sigma)
     try:
         return [t._version for t in tensors]
     except RuntimeError:  # inference tensors have none
@@ -184,36 +248,41 @@ def _check_versions(ctx: Any, used: list[int]) -> None:
     if now == ctx.versions:
         return
     changed = [i for i, (a, b) in enumerate(zip(now, ctx.versions, strict=True)) if a != b]
-    first = next((i for i in changed if i == 3 * layers or i % layers in used), None)
+    first = next((i for i in changed if i == layers or i in used), None)
     if first is None:
         return
-    what = ("the weight", "u", "v", "sigma")[first // layers]
-    shape = tuple(ctx.weights[first % layers].shape)
-    layer = f" of layer {first % layers}, of shape {shape}," if first < 3 * layers else ""
+    what = "sigma"
+    if first < layers:
+        what = f"the weight of layer {first}, of shape {tuple(ctx.weights[first].shape)},"
     raise RuntimeError(
-        f"spectral_norm: {what}{layer} was changed in place since it was used, and the gradient needs its old value: "
-        "run every backward before the optimizer step or the power iteration that changes it"
+        f"spectral_norm: {what} was changed in place since it was used, and the gradient needs its old value: "
+        "run every backward before the optimizer step that changes it"
     )
 
 
 class Scale(torch.autograd.Function):
-    """target W / sigma of all layers. Highest gradient order: any, in the weights."""
+    """target W / sigma of all layers: `results`, if an update has them. Highest gradient order: any, in the weights."""
 
     @staticmethod
-    def forward(ctx: Any, options: Options, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, options: Options, results: list[Tensor] | None, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         _remember(ctx, options, weights)
-        return tuple(options.impl.forward(list(weights), options.sigma, options.targets, options.eps))
+        if results is None:
+            results = options.impl.forward(list(weights), options.sigma, options.targets, options.eps)
+        constant = [x for x, needed in zip(results, ctx.needs_input_grad[2:], strict=True) if not needed]
+        if constant:
+            ctx.mark_non_differentiable(*constant)
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[2:]
         layers = [i for i, g in enumerate(grads) if g is not None and needed[i]]
         _check_versions(ctx, layers)
-        results: list[Tensor | None] = [None] * (len(grads) + 1)
+        results: list[Tensor | None] = [None] * (len(grads) + 2)
         if layers:
             some = [_dense(grads[i]) for i in layers]
-            weights, options = [ctx.weights[i] for i in layers], ctx.options.of(layers)
+            weights, options = [ctx.weights[i] for i in layers], ctx.options.of(layers, ctx.weights)
             if under_vmap(*some):
                 in_weights: Sequence[Tensor] = _plain_backward(options, some, weights)
             elif torch.is_grad_enabled():
@@ -221,7 +290,7 @@ class Scale(torch.autograd.Function):
             else:
                 in_weights = _backward(options, some, weights)
             for i, grad in zip(layers, in_weights, strict=True):
-                results[i + 1] = grad
+                results[i + 2] = grad
         return tuple(results)
 
 
@@ -231,16 +300,17 @@ def _dense(grad: Any) -> Tensor:
 
 
 def _backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list[Tensor]:
-    u, v, sigma, dims, targets, eps, impl = options
-    return impl.backward([g.contiguous() for g in grads], weights, u, v, sigma, dims, targets, eps)
+    vectors, sigma, dims, targets, eps, impl = options
+    return impl.backward([g.contiguous() for g in grads], weights, vectors, sigma, dims, targets, eps)
 
 
 def _plain_backward(options: Options, grads: list[Any], weights: list[Tensor]) -> list[Tensor]:
     """In plain torch, differentiable."""
-    u, v, _, dims, targets, eps, _ = options
+    vectors, _, dims, targets, eps, _ = options
+    u, v = unpack(vectors, weights, dims)
     with without_autocast(weights[0]):
         sigma = torch.stack([reference.sigma(*layer) for layer in zip(weights, u, v, dims, strict=True)])
-        return reference.spectral_norm_scale_backward(grads, weights, u, v, sigma, dims, targets, eps)
+        return reference.spectral_norm_scale_backward(grads, weights, vectors, sigma, dims, targets, eps)
 
 
 class ScaleBackward(torch.autograd.Function):
@@ -250,7 +320,7 @@ class ScaleBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, options: Options, *grads_and_weights: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        layers = len(options.u)
+        layers = len(options.dims)
         ctx.grads = grads_and_weights[:layers]
         _remember(ctx, options, grads_and_weights[layers:])
         return tuple(_backward(options, list(ctx.grads), list(ctx.weights)))
@@ -258,8 +328,9 @@ class ScaleBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _check_versions(ctx, [i for i, t in enumerate(tangents) if t is not None])
-        u, v, sigma, dims, targets, eps, _ = ctx.options
-        dead, layers = (sigma <= eps).unbind(), len(u)
+        vectors, sigma, dims, targets, eps, _ = ctx.options
+        u, v = unpack(vectors, ctx.weights, dims)
+        dead, layers = (sigma <= eps).unbind(), len(dims)
         results: list[Tensor | None] = [None] * (1 + 2 * layers)
         with without_autocast(sigma):
             for i, tangent in enumerate(tangents):

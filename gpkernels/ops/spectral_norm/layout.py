@@ -1,10 +1,12 @@
-"""A weight as the kernels want it: contiguous, without a copy where it is dense in another order (channels_last)."""
+"""Tensors as the kernels want them: weights contiguous, without a copy where they are dense in another order
+(channels_last), and u and v of a group as one tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -60,3 +62,38 @@ def layouts(weights: Sequence[Tensor], dims: Sequence[int]) -> list[Layout] | No
     if all(w.is_contiguous() for w in weights):
         return None
     return [layout(w, d) for w, d in zip(weights, dims, strict=True)]
+
+
+_UNIT = 4
+"""Elements: in `vectors` u and v of every layer begin at multiples of it, so that a GPU can read them in units."""
+
+
+def _padded(size: int) -> int:
+    return -(-size // _UNIT) * _UNIT
+
+
+def _sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
+    """Of u and v of the first layer, of the second, and so on."""
+    rows = [w.shape[d] for w, d in zip(weights, dims, strict=True)]
+    return [n for w, r in zip(weights, rows, strict=True) for n in (r, w.numel() // r)]
+
+
+def vectors_size(weights: Sequence[Tensor], dims: Sequence[int]) -> int:
+    return sum(map(_padded, _sizes(weights, dims)))
+
+
+def pack(u: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
+    """Copies of u and v of all layers, in one tensor: `vectors`."""
+    parts = []
+    for x in (x for pair in zip(u, v, strict=True) for x in pair):
+        missing = _padded(x.numel()) - x.numel()
+        parts += [x, x[:missing]] if missing <= x.numel() else [x, *[x[:1]] * missing]  # whatever there is
+    return torch.cat(parts)
+
+
+def unpack(vectors: Tensor, weights: Sequence[Tensor], dims: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """u and v of every layer, as views."""
+    sizes = _sizes(weights, dims)
+    parts = vectors.split([_padded(n) for n in sizes])
+    found = [part[:n] for part, n in zip(parts, sizes, strict=True)]
+    return found[::2], found[1::2]

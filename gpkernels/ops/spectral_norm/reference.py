@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpkernels.ops._layout import accumulation_dtype
+from gpkernels.ops.spectral_norm.layout import unpack
 
 
 def matrix(weight: Tensor, dim: int) -> Tensor:
@@ -74,14 +75,15 @@ def spectral_norm_scale(weights: Sequence[Tensor], sigma: Tensor, targets: Seque
 def spectral_norm_scale_backward(
     grads: Sequence[Tensor],
     weights: Sequence[Tensor],
-    u: Sequence[Tensor],
-    v: Sequence[Tensor],
+    vectors: Tensor,
     sigma: Tensor,
     dims: Sequence[int],
     targets: Sequence[float],
     eps: float,
 ) -> list[Tensor]:
-    """The gradient in each weight, target (G - (<G, W> / sigma) u v^T) / sigma; target G where sigma is at most eps."""
+    """The gradient in each weight, target (G - (<G, W> / sigma) u v^T) / sigma; target G where sigma is at most eps.
+    `vectors` are u and v of all layers: see `layout.pack`."""
+    u, v = unpack(vectors, weights, dims)
     results = []
     for grad, weight, left, right, s, dim, target in zip(
         grads, weights, u, v, sigma.unbind(), dims, targets, strict=True

@@ -25,6 +25,7 @@ from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops._triton import TILE, accumulation, launch
 from gpkernels.ops.spectral_norm import _triton_kernels as kernels
 from gpkernels.ops.spectral_norm import _triton_scale_kernels as scale_kernels
+from gpkernels.ops.spectral_norm.layout import unpack, vectors_size
 
 LAYERS = 64
 """Of a launch."""
@@ -109,10 +110,14 @@ def _check_weights(weights: Sequence[Tensor]) -> None:
         raise fail("weights", "no empty one", "one without elements")
 
 
-def _check_vectors(weights: Sequence[Tensor], u: Sequence[Tensor], v: Sequence[Tensor], dims: Sequence[int]) -> None:
-    _check_weights(weights)
+def _check_dims(weights: Sequence[Tensor], dims: Sequence[int]) -> None:
     if len(dims) != len(weights):
         raise fail("dims", f"{len(weights)} dimensions", len(dims))
+
+
+def _check_vectors(weights: Sequence[Tensor], u: Sequence[Tensor], v: Sequence[Tensor], dims: Sequence[int]) -> None:
+    _check_weights(weights)
+    _check_dims(weights, dims)
     dtype, rows = accumulation_dtype(weights[0].dtype), [w.shape[d] for w, d in zip(weights, dims, strict=True)]
     _check("u", u, rows, dtype)
     _check("v", v, [w.numel() // n for w, n in zip(weights, rows, strict=True)], dtype)
@@ -198,21 +203,23 @@ def spectral_norm_scale(weights: Sequence[Tensor], sigma: Tensor, targets: Seque
 def spectral_norm_scale_backward(
     grads: Sequence[Tensor],
     weights: Sequence[Tensor],
-    u: Sequence[Tensor],
-    v: Sequence[Tensor],
+    vectors: Tensor,
     sigma: Tensor,
     dims: Sequence[int],
     targets: Sequence[float],
     eps: float,
 ) -> list[Tensor]:
-    _check_vectors(weights, u, v, dims)
+    _check_weights(weights)
+    _check_dims(weights, dims)
+    _check("vectors", [vectors], [vectors_size(weights, dims)], accumulation_dtype(weights[0].dtype))
+    u, v = unpack(vectors, weights, dims)
     _check("grads", grads, [w.numel() for w in weights], weights[0].dtype)
     _check_scale(weights, sigma, targets)
     results, constants = [torch.empty_like(w) for w in weights], _blocks(weights[0])
     for chunk in _chunks(len(weights)):
         plan = _plan_of(weights[chunk], dims[chunk])
         g, w, out, left, right = (_padded(x[chunk]) for x in (grads, weights, results, u, v))
-        memory, factors = u[0].new_empty(plan.programs), _targets(tuple(targets[chunk]), sigma.device)
+        memory, factors = sigma.new_empty(plan.programs), _targets(tuple(targets[chunk]), sigma.device)
         tables = (memory, plan.table, plan.layers)
         launch(scale_kernels.spectral_norm_dot_kernel, plan.programs, *tables, g, w, **constants)
         arguments = (*tables, factors, sigma[chunk], g, out, left, right, eps)
