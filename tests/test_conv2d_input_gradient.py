@@ -133,7 +133,7 @@ def test_taken_where_it_wins_and_no_other_backend_is_asked_for():
     assert not wins(g.half(), w.half(), x.half(), (2, 2))
     assert not wins(g.half(), w, x, (2, 2))
     assert not wins(*(t.to("meta") for t in (g, w, x)), (2, 2))
-    many = torch.empty(1, most_channels(x, (1, 1)) + 1, 16, 16)
+    many = torch.empty(1, most_channels(w, x, (1, 1)) + 1, 16, 16)
     assert not wins(g, w, many, (1, 1))
     assert wins(g, w, many, (2, 2))
     with gp.backend("reference"):

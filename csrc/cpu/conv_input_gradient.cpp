@@ -115,42 +115,68 @@ template <class T, int kBytes, int kCells, int kVectors>
       *reinterpret_cast<Vec*>(row.out + (cell + i) * p.width + column + v * lanes) = sums[i][v];
 }
 
-// The number of cells in a tile, of three, that wastes the fewest past the end of a row.
-template <int kMost>
-int64_t best_tile(int64_t cells) {
-  int64_t best = kMost;
-  for (int64_t size : {kMost - 1, kMost - 3})
-    if (size > 0 && (cells + size - 1) / size * size < (cells + best - 1) / best * best) best = size;
-  return best;
-}
+// Cells in a tile of kVectors vectors, of three sizes that the registers hold: those that make a row the fastest.
+template <int kRegisters, int kVectors>
+struct TileCells {
+  static constexpr int most = std::min((kRegisters - kVectors - 1) / kVectors, 12);
+
+  // What a row takes: every tile loads the weights, and the last may pass the end.
+  static int64_t cost(int64_t cells, int64_t size) {
+    return (cells + size - 1) / size * (size + 1);
+  }
+
+  static int64_t best(int64_t cells) {
+    int64_t best = most;
+    for (int64_t size : {most - 1, most - 3})
+      if (size > 0 && cost(cells, size) < cost(cells, best)) best = size;
+    return best;
+  }
+
+  static int64_t least_cost(int64_t cells) {
+    return cost(cells, best(cells));
+  }
+};
 
 template <class T, int kBytes, int kRegisters, int kVectors>
 [[gnu::always_inline]] inline void columns(const Problem& p, const CellRow<T>& row, int64_t column) {
-  constexpr int most = std::min((kRegisters - kVectors - 1) / kVectors, 12);
-  const int64_t size = best_tile<most>(p.x.cells);
+  using Cells = TileCells<kRegisters, kVectors>;
+  const int64_t size = Cells::best(p.x.cells);
   for (int64_t cell = 0; cell < p.x.cells; cell += size) {
-    if (size == most)
-      tile<T, kBytes, most, kVectors>(p, row, cell, column);
-    else if (size == most - 1)
-      tile<T, kBytes, most - 1, kVectors>(p, row, cell, column);
+    if (size == Cells::most)
+      tile<T, kBytes, Cells::most, kVectors>(p, row, cell, column);
+    else if (size == Cells::most - 1)
+      tile<T, kBytes, Cells::most - 1, kVectors>(p, row, cell, column);
     else
-      tile<T, kBytes, most - 3, kVectors>(p, row, cell, column);
+      tile<T, kBytes, Cells::most - 3, kVectors>(p, row, cell, column);
   }
 }
 
 constexpr int64_t kMostCells = 12;  // by which a tile may pass the end of a row
 
+// Vectors in a tile: as many as leave a row of cells the fastest.
+template <int kRegisters>
+int64_t most_vectors(int64_t cells) {
+  if constexpr (kRegisters < 32) return 2;
+  const int64_t two = TileCells<kRegisters, 2>::least_cost(cells), three = TileCells<kRegisters, 3>::least_cost(cells);
+  const int64_t four = TileCells<kRegisters, 4>::least_cost(cells);
+  return four <= std::min(two, three) ? 4 : three <= two ? 3 : 2;
+}
+
 template <class T, int kBytes, int kRegisters>
 [[gnu::always_inline]] inline void compute_row(const Problem& p, const CellRow<T>& row) {
   constexpr int64_t lanes = kBytes / static_cast<int64_t>(sizeof(T));
-  constexpr int most = kRegisters == 32 ? 4 : 2;
-  int64_t column = 0;
-  for (; column + most * lanes <= p.width; column += most * lanes) columns<T, kBytes, kRegisters, most>(p, row, column);
-  if constexpr (most == 4) {
-    const int64_t left = (p.width - column) / lanes;
-    if (left == 3) columns<T, kBytes, kRegisters, 3>(p, row, column);
-    if (left == 2) columns<T, kBytes, kRegisters, 2>(p, row, column);
-    if (left == 1) columns<T, kBytes, kRegisters, 1>(p, row, column);
+  const int64_t most = most_vectors<kRegisters>(p.x.cells);
+  int64_t left = p.width / lanes, tiles = (left + most - 1) / most;
+  for (int64_t column = 0; tiles > 0; --tiles) {
+    const int64_t vectors = (left + tiles - 1) / tiles;
+    if constexpr (kRegisters == 32) {
+      if (vectors == 4) columns<T, kBytes, kRegisters, 4>(p, row, column);
+      if (vectors == 3) columns<T, kBytes, kRegisters, 3>(p, row, column);
+    }
+    if (vectors == 2) columns<T, kBytes, kRegisters, 2>(p, row, column);
+    if (vectors == 1) columns<T, kBytes, kRegisters, 1>(p, row, column);
+    column += vectors * lanes;
+    left -= vectors;
   }
 }
 

@@ -25,13 +25,13 @@ define(
 _kernel = kernel("conv2d_input_gradient")
 
 
-def most_channels(input: Tensor, stride: Sequence[int]) -> int:
+def most_channels(weight: Tensor, input: Tensor, stride: Sequence[int]) -> int:
     """Channels of the input up to which the kernel was the faster one, on a CPU with AVX-512."""
     if min(stride) == 1:
         return 8
-    if input.shape[3] < 32:  # a row has too few cells
-        return 16
-    return 64 if input.is_contiguous() else 32
+    if any(kernel % step for kernel, step in zip(weight.shape[2:], stride, strict=True)):  # multiplies by zeros, too
+        return 32
+    return 64 if input.is_contiguous() and input.shape[3] >= 16 else 48
 
 
 def wins(grad_out: Tensor, weight: Tensor, input: Tensor, stride: Sequence[int]) -> bool:
@@ -39,7 +39,7 @@ def wins(grad_out: Tensor, weight: Tensor, input: Tensor, stride: Sequence[int])
     return (
         not torch.is_grad_enabled()
         and input.dim() == 4
-        and input.shape[1] <= most_channels(input, stride)
+        and input.shape[1] <= most_channels(weight, input, stride)
         and grad_out.device.type == "cpu"
         and grad_out.dtype in (torch.float32, torch.float64)
         and grad_out.dtype == weight.dtype == input.dtype
