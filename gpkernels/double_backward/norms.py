@@ -46,15 +46,17 @@ class Statistics:
     def view(self, x: Tensor) -> Tensor:
         return x if self.channels is None else x.reshape(-1, self.channels)
 
-    def like(self, x: Tensor, other: Tensor) -> Tensor:
-        """x, of the shape of `other`, in the layout of `view(other)`."""
-        viewed = self.view(other)
-        return self.view(x).contiguous(memory_format=layout_of(viewed))
+    def dense(self, x: Tensor, *tensors: Tensor | None) -> list[Any]:
+        """The tensors, of the shape of x, as the kernels take them: viewed, and all in the layout of x."""
+        if self.channels is None:
+            layout = layout_of(x)
+            return [None if t is None else t.contiguous(memory_format=layout) for t in tensors]
+        return [None if t is None else t.contiguous().view(-1, self.channels) for t in tensors]
 
 
 def _affine(value: Tensor | None, x: Tensor) -> Tensor | None:
     """A weight as the kernels take it: flat and contiguous, in the accumulation dtype."""
-    return None if value is None else value.detach().reshape(-1).to(accumulation_dtype(x.dtype)).contiguous()
+    return None if value is None else value.reshape(-1).to(accumulation_dtype(x.dtype)).contiguous()
 
 
 class Norm(Node):
@@ -149,10 +151,11 @@ def _backward(ctx: Any, g: Tensor, saved: tuple[Any, ...]) -> tuple[Tensor | Non
         grads = _by_reference(ctx.statistics, g, x, weight, z, ctx.slope)
     else:
         grads = NormBackward.apply(g, x, weight, bias, z, mean, rstd, ctx.statistics, ctx.slope, needs)
-    likes = (x, weight, bias)
-    return tuple(  # type: ignore[return-value]
-        grad.to(like.dtype).reshape(like.shape) if need else None
-        for need, grad, like in zip(needs, grads, likes, strict=True)
+    in_x, in_weight, in_bias = grads
+    return (
+        in_x if needs[0] else None,
+        in_weight.to(weight.dtype).reshape(weight.shape) if needs[1] else None,
+        in_bias.to(bias.dtype).reshape(bias.shape) if needs[2] else None,
     )
 
 
@@ -180,8 +183,9 @@ class NormBackward(Node):
         ctx.save_for_backward(g, x, weight, z, mean, rstd)
         ctx.bias, ctx.statistics, ctx.slope = bias, statistics, slope
         ctx.impl = registry.choose("norm_act", x)
-        inputs = _kernel_inputs(statistics, g, x, z, mean, rstd, weight)
-        grad_x, grad_weight, grad_bias = ctx.impl.backward(*inputs, statistics.groups, slope, any(needs[1:]))
+        grad_x, grad_weight, grad_bias = ctx.impl.backward(
+            *statistics.dense(x, g, x, z), mean, rstd, _affine(weight, x), statistics.groups, slope, any(needs[1:])
+        )
         return grad_x.view(x.shape) if statistics.channels else grad_x, grad_weight, grad_bias
 
     @staticmethod
@@ -196,9 +200,8 @@ class NormBackward(Node):
         if tangent is None or tangent_weight is not None or tangent_bias is not None or torch.is_grad_enabled():
             return *_general(ctx, tangent, tangent_weight, tangent_bias), in_bias, *nothing
         statistics = ctx.statistics
-        inputs = _kernel_inputs(statistics, g, x, z, mean, rstd, weight)
         in_g, in_x, in_weight = ctx.impl.double_backward(
-            statistics.like(tangent, x), *inputs, statistics.groups, ctx.slope
+            *statistics.dense(x, tangent, g, x, z), mean, rstd, _affine(weight, x), statistics.groups, ctx.slope
         )
         return (
             in_g.view(x.shape) if wants(ctx, 0) else None,
@@ -209,21 +212,6 @@ class NormBackward(Node):
         )
 
 
-def _kernel_inputs(
-    statistics: Statistics,
-    g: Tensor,
-    x: Tensor,
-    z: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    like = statistics.like
-    x_view = statistics.view(x)
-    x_view = x_view.contiguous(memory_format=layout_of(x_view))
-    return like(g, x), x_view, None if z is None else like(z, x), mean, rstd, _affine(weight, x)
-
-
 def _by_reference(
     statistics: Statistics, g: Any, x: Any, weight: Tensor | None, z: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -231,9 +219,10 @@ def _by_reference(
     view, groups = statistics.view, statistics.groups
     mean, rstd = reference.statistics(view(x), groups, statistics.eps)
     flat = None if weight is None else weight.reshape(-1).to(accumulation_dtype(x.dtype))
-    return reference.norm_act_backward(
+    in_x, in_weight, in_bias = reference.norm_act_backward(
         view(g), view(x), None if z is None else view(z), mean, rstd, flat, groups, slope, True
     )
+    return in_x.reshape(x.shape), in_weight, in_bias
 
 
 def _general(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
