@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves
 
 from gpkernels import graphs
-from gpkernels.spectral import group
+from gpkernels.spectral import results
 
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
 UNDECLARED = ("running_mean", "running_var")
@@ -82,4 +82,4 @@ class Taped(graphs._Graphed):
 def on_tape(monkeypatch):
     """Graphs take tensors of a CPU, and a recording counts as the capture of a stream."""
     monkeypatch.setattr(graphs, "_check_inputs", lambda inputs, captured: None)
-    monkeypatch.setattr(group, "_capturing", lambda x: isinstance(_get_current_dispatch_mode(), Tape))
+    monkeypatch.setattr(results, "capturing", lambda x: isinstance(_get_current_dispatch_mode(), Tape))

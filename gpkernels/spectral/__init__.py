@@ -8,15 +8,16 @@ training mode only.
 
 Why reading is pure. u and v then always belong to the current weights, so W / sigma is a function of the state dict: a
 reloaded model goes on to the same bits, evaluation freezes, and any number of forwards sees one sigma. It also lets
-the layers of a network share their work: the first read of a step computes every layer of the `group` in one call, and
-real, fake and penalty forwards share the results, one autograd node for all of them.
+the layers of a network share their work: the call that moves the vectors of a `group` leaves its normalised weights,
+made while the weights were in the caches, and real, fake and penalty forwards share these `results`, one autograd node
+for all of them. Where no update came before, the first read of a pass computes every layer in one call.
 
 When a result is kept. In training mode, after an update: until the version or the address of the weight, u or v moves.
 Such weights may be written through `.data`, which moves neither, by an optimizer's step alone: call `handle.update()`
 after anything else. In training mode before the first update, or with u and v written since, as
 DistributedDataParallel does: until the next step of any optimizer, or, of new layers and copies, as long as a graph
-holds it. Else (evaluation, reads without gradients, copies, averages)
-every pass over the network measures sigma anew, with u and v taken as directions of any length, and changes nothing.
+holds it. Else (evaluation, reads without gradients, copies, averages) every pass over the network measures sigma anew,
+with u and v taken as directions of any length, and changes nothing.
 
 A weight that is replaced without its u and v:
 - assigned (module.weight = x), or loaded from a state dict without them: both are made anew at once;

@@ -19,9 +19,9 @@ from gpkernels.ops.spectral_norm.autograd import (
     spectral_scale,
     spectral_update,
 )
-from gpkernels.spectral import steps
+from gpkernels.spectral import results, steps
 from gpkernels.spectral.portable import State, vectors_of
-from gpkernels.spectral.results import Result, Update, capturing
+from gpkernels.spectral.results import Result, Update
 from gpkernels.spectral.vectors import fresh, misfits, units
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Group:
                 known.update, known.index, known.at, known.fresh = update, i, now, False
             try:
                 if training and not (
-                    self._graph_reads_sigma or capturing(weights[0]) or torch.is_inference_mode_enabled()
+                    self._graph_reads_sigma or results.capturing(weights[0]) or torch.is_inference_mode_enabled()
                 ):
                     parts = spectral_update(weights, u, v, dims, targets, iterations, self.eps)
                     update.normalised(parts, weights, targets, self.eps)
@@ -131,7 +131,7 @@ class Group:
         doubtful = []
         for member in members:
             weight, before = member.original(), member.known.state
-            if weight is None or weight.is_meta or capturing(weight):
+            if weight is None or weight.is_meta or results.capturing(weight):
                 continue
             if member.known.fresh:
                 member.restart(weight.detach())
@@ -169,7 +169,7 @@ class Group:
                     continue
                 waiting = True
             batch.append((m, w, s))
-        captured = capturing(weight)
+        captured = results.capturing(weight)
         self._graph_reads_sigma |= captured
         spent = member.known.spent
         if waiting and spent is not None and not captured:  # again in one pass, if the weight is still the same
@@ -210,7 +210,7 @@ class Group:
         u, v = self._units(members, plain)
         sigmas = spectral_iterate(plain, u, v, dims, 0, self.eps)
         some = [i for i, (m, w) in enumerate(zip(members, weights, strict=True)) if not m.is_last(w)]
-        if some and not capturing(plain[0]):
+        if some and not results.capturing(plain[0]):
             found = misfits(plain, u, v, dims, self.eps, sigmas)
             wrong = [i for i in found if i in some]
             if wrong:

@@ -12,10 +12,9 @@ from gpkernels._support import under_transform
 from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops.spectral_norm import reference
 from gpkernels.ops.spectral_norm.autograd import spectral_iterate, spectral_scale, without_autocast
-from gpkernels.spectral import steps
+from gpkernels.spectral import results, steps
 from gpkernels.spectral.group import Group
 from gpkernels.spectral.portable import Owned, State
-from gpkernels.spectral.results import capturing
 from gpkernels.spectral.vectors import START, fresh, start, units
 
 
@@ -128,7 +127,7 @@ class SpectralNorm(Owned):
         if self.group is None:
             return self._read_as_torch(weight)
         known = self.known
-        if known.update is not None and self.is_known(self.state(weight)) and not capturing(weight):
+        if known.update is not None and self.is_known(self.state(weight)) and not results.capturing(weight):
             value = known.update.read(known.index, torch.is_grad_enabled() and weight.requires_grad)
             if value is not None:
                 return value
