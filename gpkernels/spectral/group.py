@@ -84,27 +84,26 @@ class Group:
             update, training = Update(members, self._lock), True
             weights, u, v, dims, targets = [], [], [], [], []
             places: dict[int, tuple[Tensor, int]] = {}
-            for i, member in enumerate(members):
-                weight, known = member.original(), member.known
-                assert weight is not None
-                own_u, own_v = member.uv()
-                if own_u.dtype is not accumulation_dtype(weight.dtype):
-                    member.fit(weight)
-                    own_u, own_v = member.uv()
-                weights.append(weight)
-                u.append(own_u)
-                v.append(own_v)
-                dims.append(member.dim)
-                targets.append(member.target)
-                if self._graph_reads_sigma and known.update is not None:
-                    places[i] = known.update.place(known.index)
-                training &= member.training
-                member.remember(weight, iterations > 0)  # which lets old results go before new ones need memory
-                known.update, known.index, known.at, known.fresh = update, i, now, False
             try:
-                if training and not (
-                    self._graph_reads_sigma or results.capturing(weights[0]) or torch.is_inference_mode_enabled()
-                ):
+                for i, member in enumerate(members):
+                    weight, known = member.original(), member.known
+                    assert weight is not None
+                    own_u, own_v = member.uv()
+                    if own_u.dtype is not accumulation_dtype(weight.dtype):
+                        member.fit(weight)
+                        own_u, own_v = member.uv()
+                    weights.append(weight)
+                    u.append(own_u)
+                    v.append(own_v)
+                    dims.append(member.dim)
+                    targets.append(member.target)
+                    if self._graph_reads_sigma and known.update is not None:
+                        places[i] = known.update.place(known.index)
+                    training &= member.training
+                    member.remember(weight, iterations > 0)  # which lets old results go before new ones need memory
+                    known.update, known.index, known.at, known.fresh = update, i, now, False
+                eager = training and not (self._graph_reads_sigma or results.capturing(weights[0]))
+                if eager and not torch.is_inference_mode_enabled():
                     parts = spectral_update(weights, u, v, dims, targets, iterations, self.eps)
                     update.normalised(parts, weights, targets, self.eps)
                 else:
