@@ -101,8 +101,7 @@ def test_spectral_norm_takes_few_calls(out):
     assert [row["variant"] for row in found] == ["torch", "legacy", "gpkernels", "ops"] * 4
     assert [row["memory"] for row in found] == ["managed"] * 8 + ["kept"] * 8
     assert all(int(row["ops"]) > 20 * int(row["layers"]) for row in found[::4] + found[1::4])
-    assert all(int(row["ops"]) <= 5 for row in found[2::4])
-    assert all(row["ops"] == "3" for row in found[3::4])
+    assert all(row["ops"] == "2" for row in found[2::4] + found[3::4])
 
 
 def test_peers_agree_with_ours(out):

@@ -13,6 +13,7 @@ from torch import nn
 import gpkernels as gp
 from gpkernels import registry
 from gpkernels.spectral import group as groups
+from gpkernels.spectral import results
 
 
 def updated(width=8):
@@ -106,6 +107,18 @@ def test_an_update_of_some_layers_lets_their_old_weights_go():
     assert [w() is None for w in watched] == [True, True, True]
 
 
+def test_weights_that_nobody_has_read_go_too():
+    model, _ = updated()
+    first = norms_of(model)[0].known
+    watched = weakref.ref(first.update.values[first.index].untyped_storage())
+    optimizer = torch.optim.SGD([originals(model)[0]], 0.1)
+    originals(model)[0].grad = torch.ones(8, 8)
+    optimizer.step()
+    torch.testing.assert_close([layer.weight for layer in model], plain(model))
+    gc.collect()
+    assert watched() is None
+
+
 def test_old_weights_go_before_new_ones_are_made(monkeypatch):
     model, handle = updated()
     watched, alive = [weakref.ref(layer.weight.untyped_storage()) for layer in model], []
@@ -121,9 +134,12 @@ def test_old_weights_go_before_new_ones_are_made(monkeypatch):
 
 
 def test_an_update_that_fails_leaves_right_weights(monkeypatch):
+    """Even if it has moved the vectors already."""
     model, handle = updated()
+    update = groups.spectral_update
 
     def fail(*arguments):
+        update(*arguments)
         raise MemoryError("none left")
 
     monkeypatch.setattr(groups, "spectral_update", fail)
@@ -147,16 +163,42 @@ def test_an_update_in_inference_mode_serves_training_after_it():
     torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_evaluation_makes_no_weights_for_later(training, monkeypatch):
-    model, handle = linears(8)
-    model.train(training)
-    calls = []
+@pytest.fixture
+def calls(monkeypatch):
+    """Of the two functions that can move the vectors of a group."""
+    found = []
     for name in ("spectral_update", "spectral_iterate"):
         f = getattr(groups, name)
-        monkeypatch.setattr(groups, name, lambda *args, f=f, name=name: calls.append(name) or f(*args))
+        monkeypatch.setattr(groups, name, lambda *args, f=f, name=name: found.append(name) or f(*args))
+    return found
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_makes_no_weights_for_later(training, calls):
+    model, handle = linears(8)
+    model.train(training)
+    calls.clear()
     handle.update(15)
     assert calls == ["spectral_update" if training else "spectral_iterate"]
+
+
+def test_captured_graphs_make_their_own_weights(calls, monkeypatch):
+    """In a capture an update leaves none, which would be in the graph's memory; after a read in one, neither."""
+    model, handle = updated()
+    calls.clear()
+    with monkeypatch.context() as capture:
+        capture.setattr(results, "capturing", lambda x: True)
+        handle.update()
+        assert calls == ["spectral_iterate"]
+    handle.update()
+    assert calls == ["spectral_iterate", "spectral_update"]
+    with monkeypatch.context() as capture:
+        capture.setattr(results, "capturing", lambda x: True)
+        assert model[0].weight.requires_grad
+    calls.clear()
+    handle.update()
+    assert calls == ["spectral_iterate"]
+    torch.testing.assert_close([layer.weight for layer in model], plain(model))
 
 
 def test_every_backend_leaves_the_state_that_reads_find(backend, device):
