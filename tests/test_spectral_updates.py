@@ -173,6 +173,20 @@ def calls(monkeypatch):
     return found
 
 
+def test_a_captured_graph_finds_every_later_sigma_where_the_first_was(monkeypatch):
+    model, handle = updated()
+    with monkeypatch.context() as capture:
+        capture.setattr(results, "capturing", lambda x: True)
+        assert model[0].weight.requires_grad
+    places = [norm.known.update.place(norm.known.index) for norm in norms_of(model)]
+    for factor in (2.0, 3.0, 0.5):
+        with torch.no_grad():
+            for w in originals(model):
+                w.mul_(factor)
+        handle.update()
+        torch.testing.assert_close([sigma[at] for sigma, at in places], list(handle.sigmas().values()))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_makes_no_weights_for_later(training, calls):
     model, handle = linears(8)
