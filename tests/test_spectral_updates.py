@@ -119,9 +119,13 @@ def test_weights_that_nobody_has_read_go_too():
     assert watched() is None
 
 
-def test_old_weights_go_before_new_ones_are_made(monkeypatch):
+@pytest.mark.parametrize("read", [True, False])
+def test_old_weights_go_before_new_ones_are_made(read, monkeypatch):
     model, handle = updated()
-    watched, alive = [weakref.ref(layer.weight.untyped_storage()) for layer in model], []
+    if read:
+        assert model(torch.randn(4, 8)).requires_grad
+    values, alive = norms_of(model)[0].known.update.values, []
+    watched = [weakref.ref(value.untyped_storage()) for value in values]
     update = groups.spectral_update
 
     def look(*arguments):

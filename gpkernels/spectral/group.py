@@ -81,7 +81,7 @@ class Group:
         iterations=0 only measures sigma."""
         with self._lock:
             iterations, now = self.iterations if iterations is None else iterations, steps.tick()
-            update, training = Update(members, self._lock), True
+            update, training, self._last = Update(members, self._lock), True, None
             weights, u, v, dims, targets = [], [], [], [], []
             places: dict[int, tuple[Tensor, int]] = {}
             try:
