@@ -64,11 +64,10 @@ def steps_table(settings: list[steps.Setting]) -> list[list[str]]:
 def spectral_costs(layers: int) -> dict[str, Cost]:
     """Of spectral norm, forward and backward, of up to 64 layers; the tensor of `Cost` is all their weights.
 
-    gpkernels reads them twice for an iteration, copies u and v, and reads and writes the weights to scale; backward it
-    reads gradients and weights, then reads gradients and writes results. torch's 22 calls a layer read and write 21
-    such tensors.
+    gpkernels reads them twice for an iteration, and reads and writes them to scale; backward it reads gradients and
+    weights, then reads gradients and writes results. torch's 22 calls a layer read and write 21 such tensors.
     """
-    return {"torch": Cost(21, 22 * layers), "gpkernels": Cost(2 + 2 + 4, 3 + 1 + 1 + 2)}
+    return {"torch": Cost(21, 22 * layers), "gpkernels": Cost(2 + 2 + 4, 3 + 1 + 2)}
 
 
 def spectral_table() -> list[list[str]]:

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "spectral_vectors.h"
 
 namespace gpkernels {
 
@@ -68,8 +69,7 @@ inline std::vector<SpectralShape> checked_spectral_shapes(const std::vector<Tens
   return shapes;
 }
 
-// Where u and v of each layer begin in the `vectors` of a group, which hold them one after the other: at multiples of
-// four elements, so that a GPU can read them in units.
+// Where u and v of each layer begin in the `vectors` of a group, which hold them one after the other.
 struct SpectralVectors {
   std::vector<int64_t> u, v;
   int64_t size = 0;
@@ -77,7 +77,7 @@ struct SpectralVectors {
   explicit SpectralVectors(const std::vector<SpectralShape>& shapes) {
     auto next = [&](int64_t length) {
       const int64_t begin = size;
-      size += (length + 3) / 4 * 4;
+      size += padded_vector(length);
       return begin;
     };
     for (const SpectralShape& shape : shapes) {

@@ -33,6 +33,7 @@ def call(shapes, dtype, place=torch.empty):
     dims, targets, sigma = [0] * len(weights), [1.0] * len(weights), torch.empty(len(weights), dtype=accumulation)
     for iterations in (0, 1):
         spectral.spectral_norm_iterate(weights, u, v, dims, iterations, 1e-12)
+        spectral.spectral_norm_update(weights, u, v, weights, dims, targets, iterations, 1e-12)
     spectral.spectral_norm_scale(weights, sigma, targets, 1e-12)
     vectors = place((vectors_size(weights, dims),), dtype=accumulation)
     spectral.spectral_norm_scale_backward(weights, weights, vectors, sigma, dims, targets, 1e-12)

@@ -10,7 +10,7 @@ from triton_interpreted import recorded_launches
 
 from gpkernels.ops.spectral_norm import reference
 from gpkernels.ops.spectral_norm import triton as spectral
-from gpkernels.ops.spectral_norm.layout import pack
+from gpkernels.ops.spectral_norm.layout import pack, unpack
 
 EPS = 1e-12
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -75,6 +75,22 @@ def compare_iterate(layers, dtype, iterations, place=torch.clone, most=3):
         close(got, right, TOLERANCE[sigma.dtype], (name, dtype, iterations, place.__name__))
 
 
+def compare_update(layers, dtype, iterations, rounds=1):
+    """As iterate and scale, to the bit, in one launch more than the former."""
+    weights, u, v, dims = draw([*layers, ((20, 24), 0)], dtype, torch.clone)
+    weights[-1].zero_()  # moves nothing
+    moved = [x.clone() for x in u], [x.clone() for x in v]
+    targets = [1.0 + 0.5 * (i % 3) for i in range(len(weights))]
+    results = [torch.full_like(w, torch.nan) for w in weights]
+    with recorded_launches(spectral) as programs:
+        sigma, vectors = spectral.spectral_norm_update(weights, *moved, results, dims, targets, iterations, EPS)
+    assert len(programs) == ((3 * iterations or 2) + 1) * rounds
+    assert torch.equal(sigma, spectral.spectral_norm_iterate(weights, u, v, dims, iterations, EPS))
+    for found in (moved, unpack(vectors, weights, dims)):
+        assert all(map(torch.equal, (*found[0], *found[1]), (*u, *v)))
+    assert all(map(torch.equal, results, spectral.spectral_norm_scale(weights, sigma, targets, EPS)))
+
+
 def compare_scale(layers, dtype, place=torch.clone, rounds=1):
     weights, u, v, dims = draw(layers, dtype, place)
     targets = [1.0 + 0.5 * (i % 3) for i in range(len(weights))]
@@ -121,6 +137,7 @@ def more_layers_than_a_launch_takes():
     with unittest.mock.patch.object(spectral, "LAYERS", 4):
         compare_iterate(layers, torch.float32, 1, most=6)
         compare_scale(layers, torch.float32, rounds=2)
+        compare_update(layers, torch.float32, 1, rounds=2)
 
 
 def many_parts():
@@ -163,6 +180,9 @@ if __name__ == "__main__":
             for iterations in (0, 1, 2) if dtype == torch.float32 else (1,):
                 compare_iterate(LAYERS, dtype, iterations, place)
             compare_scale(LAYERS, dtype, place)
+    for dtype in TOLERANCE:
+        compare_update(LAYERS, dtype, 1)
+    compare_update(LAYERS, torch.float32, 0)
     no_direction()
     more_layers_than_a_launch_takes()
     many_parts()

@@ -10,7 +10,7 @@ import torch
 from shim import build
 
 from gpkernels.ops.spectral_norm import reference
-from gpkernels.ops.spectral_norm.layout import pack
+from gpkernels.ops.spectral_norm.layout import pack, unpack
 
 EPS = 1e-12
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -90,6 +90,26 @@ def test_iterate(ops, dtype, place):
         close(sigma / scale, wanted / scale, tolerance, f"sigma after {iterations}")
         close(u, exact[1], tolerance, f"u after {iterations}")
         close(v, exact[2], tolerance, f"v after {iterations}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_update_is_iterate_and_scale_to_the_bit(ops, dtype):
+    """One launch more than the iterations, which copy u and v."""
+    for iterations in (0, 1, 3):
+        weights, u, v, dims = draw([*LAYERS, ((40, 48), 0)], dtype, torch.clone)
+        weights[-1].zero_()  # moves nothing
+        moved = [x.clone() for x in u], [x.clone() for x in v]
+        targets = [1.0 + 0.5 * (i % 3) for i in range(len(weights))]
+        results = [torch.full_like(w, torch.nan) for w in weights]
+        arguments = (weights, *moved, results, dims, targets, iterations, EPS)
+        (sigma, vectors), launches = counted(ops["spectral_norm_update"], *arguments)
+        assert launches == (3 * iterations or 2) + 1
+        wanted = ops["spectral_norm_iterate"](weights, u, v, dims, iterations, EPS)
+        assert torch.equal(sigma, wanted)
+        copies = unpack(vectors, weights, dims)
+        for found in (moved, copies):
+            assert all(map(torch.equal, (*found[0], *found[1]), (*u, *v)))
+        assert all(map(torch.equal, results, ops["spectral_norm_scale"](weights, sigma, targets, EPS)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

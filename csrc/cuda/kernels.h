@@ -103,6 +103,7 @@ void launch_norm(ScalarType dtype, const NormCall& call, double* scratch, cudaSt
 // one element. u and v are in the accumulation dtype. A call uses the pointers that it needs.
 struct SpectralLayer {
   int64_t outer, rows, inner;
+  int64_t place;  // of u, then v, in copies of all vectors
   double target;
   const void* weight;
   const void* grad;
@@ -114,9 +115,9 @@ struct SpectralLayer {
 // Doubles of scratch memory.
 int64_t spectral_iterate_scratch(ScalarType dtype, const std::vector<SpectralLayer>& layers);
 int64_t spectral_backward_scratch(ScalarType dtype, const std::vector<SpectralLayer>& layers);
-// `sigma` is one value a layer.
+// `sigma` is one value a layer; `copies` is where u and v go, too, or null.
 void launch_spectral_iterate(ScalarType dtype, const std::vector<SpectralLayer>& layers, int64_t iterations, double eps,
-                             void* sigma, double* scratch, cudaStream_t stream);
+                             void* sigma, void* copies, double* scratch, cudaStream_t stream);
 void launch_spectral_scale(ScalarType dtype, const std::vector<SpectralLayer>& layers, double eps, const void* sigma,
                            cudaStream_t stream);
 void launch_spectral_scale_backward(ScalarType dtype, const std::vector<SpectralLayer>& layers, double eps,

@@ -56,6 +56,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_double_backward(const Tensor& tangen
 // spectral_ops.cpp
 Tensor spectral_norm_iterate(const std::vector<Tensor>& weights, std::vector<Tensor> u, std::vector<Tensor> v,
                              const std::vector<int64_t>& dims, int64_t iterations, double eps);
+std::tuple<Tensor, Tensor> spectral_norm_update(const std::vector<Tensor>& weights, std::vector<Tensor> u,
+                                                std::vector<Tensor> v, std::vector<Tensor> results,
+                                                const std::vector<int64_t>& dims, const std::vector<double>& targets,
+                                                int64_t iterations, double eps);
 std::vector<Tensor> spectral_norm_scale(const std::vector<Tensor>& weights, const Tensor& sigma,
                                         const std::vector<double>& targets, double eps);
 std::vector<Tensor> spectral_norm_scale_backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& weights,

@@ -16,6 +16,7 @@ STABLE_TORCH_LIBRARY_IMPL(GPK_LIBRARY, GPK_DEVICE, m) {
   m.impl("norm_act_backward", TORCH_BOX(&gpkernels::cuda::norm_act_backward));
   m.impl("norm_act_double_backward", TORCH_BOX(&gpkernels::cuda::norm_act_double_backward));
   m.impl("spectral_norm_iterate", TORCH_BOX(&gpkernels::cuda::spectral_norm_iterate));
+  m.impl("spectral_norm_update", TORCH_BOX(&gpkernels::cuda::spectral_norm_update));
   m.impl("spectral_norm_scale", TORCH_BOX(&gpkernels::cuda::spectral_norm_scale));
   m.impl("spectral_norm_scale_backward", TORCH_BOX(&gpkernels::cuda::spectral_norm_scale_backward));
 }

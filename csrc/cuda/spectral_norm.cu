@@ -125,13 +125,14 @@ int64_t numel_of(const SpectralLayer& layer) {
 }
 
 template <class T>
-void iterate(const std::vector<SpectralLayer>& layers, int64_t iterations, double eps, void* sigma, double* scratch,
-             cudaStream_t stream) {
+void iterate(const std::vector<SpectralLayer>& layers, int64_t iterations, double eps, void* sigma, void* copies,
+             double* scratch, cudaStream_t stream) {
   using A = acc_t<T>;
   for_chunks(layers, [&](int64_t first, int64_t end) {
     IterateTable<A> table{};
     int finish_first[kLayers];
     table.memory = reinterpret_cast<A*>(scratch);
+    table.copies = static_cast<A*>(copies);
     table.eps = A(eps);
     table.layers = static_cast<int>(end - first);
     int64_t memory = 0, blocks = 0, finish_blocks = 0;
@@ -140,7 +141,7 @@ void iterate(const std::vector<SpectralLayer>& layers, int64_t iterations, doubl
       const Walk walk = plan_walk<T>(layer);
       table.weight[i] = layer.weight;
       table.u[i] = static_cast<A*>(layer.u), table.v[i] = static_cast<A*>(layer.v);
-      table.scratch[i] = memory;
+      table.scratch[i] = memory, table.place[i] = layer.place;
       table.rows[i] = walk.rows, table.columns[i] = walk.columns, table.inner[i] = walk.inner;
       table.row_tile[i] = static_cast<short>(walk.row_tile);
       table.column_tile[i] = static_cast<short>(walk.column_tile);
@@ -148,7 +149,7 @@ void iterate(const std::vector<SpectralLayer>& layers, int64_t iterations, doubl
       table.first_block[i] = static_cast<int>(blocks), finish_first[i] = static_cast<int>(finish_blocks);
       memory += walk.scratch();
       blocks += walk.blocks();
-      finish_blocks += 1 + (iterations > 0 ? ceil_div(walk.length(true), kVTile) : 0);
+      finish_blocks += 1 + (iterations > 0 || copies != nullptr ? ceil_div(walk.length(true), kVTile) : 0);
     }
     IterateTable<A> finish = table;
     std::copy(finish_first, finish_first + table.layers, finish.first_block);
@@ -253,9 +254,9 @@ int64_t spectral_backward_scratch(ScalarType dtype, const std::vector<SpectralLa
 }
 
 void launch_spectral_iterate(ScalarType dtype, const std::vector<SpectralLayer>& layers, int64_t iterations, double eps,
-                             void* sigma, double* scratch, cudaStream_t stream) {
+                             void* sigma, void* copies, double* scratch, cudaStream_t stream) {
   dispatch_floating("spectral_norm_iterate", dtype,
-                    [&](auto tag) { iterate<decltype(tag)>(layers, iterations, eps, sigma, scratch, stream); });
+                    [&](auto tag) { iterate<decltype(tag)>(layers, iterations, eps, sigma, copies, scratch, stream); });
 }
 
 void launch_spectral_scale(ScalarType dtype, const std::vector<SpectralLayer>& layers, double eps, const void* sigma,

@@ -47,6 +47,31 @@ std::vector<SpectralLayer> layers_of(const std::vector<Tensor>& weights, const s
   return layers;
 }
 
+// With u and v, which a call is going to move.
+std::vector<SpectralLayer> moving_layers(const std::vector<Tensor>& weights, std::vector<Tensor>& u,
+                                         std::vector<Tensor>& v, const std::vector<int64_t>& dims, int64_t iterations) {
+  std::vector<SpectralLayer> layers = layers_of(weights, checked_spectral_shapes(weights, u, v, dims, kDevice));
+  check_where_weights_are("u", u, weights);
+  check_where_weights_are("v", v, weights);
+  STD_TORCH_CHECK(iterations >= 0, "iterations: wanted at least 0, got ", iterations);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers[i].u = u[i].mutable_data_ptr();
+    layers[i].v = v[i].mutable_data_ptr();
+  }
+  return layers;
+}
+
+// Moves them, also to `copies` unless it is null, and returns sigma.
+Tensor iterated(const std::vector<Tensor>& weights, const std::vector<SpectralLayer>& layers, int64_t iterations,
+                double eps, void* copies, const OnDevice& device) {
+  const ScalarType dtype = weights[0].scalar_type();
+  Tensor sigma = torch::stable::new_empty(weights[0], {static_cast<int64_t>(weights.size())}, spectral_dtype(weights));
+  Tensor scratch = torch::stable::new_empty(weights[0], {spectral_iterate_scratch(dtype, layers)}, ScalarType::Double);
+  launch_spectral_iterate(dtype, layers, iterations, eps, sigma.mutable_data_ptr(), copies, doubles(scratch),
+                          device.stream());
+  return sigma;
+}
+
 void check_sigma(const Tensor& sigma, const std::vector<Tensor>& weights) {
   check_vector("sigma", sigma, static_cast<int64_t>(weights.size()), spectral_dtype(weights), kDevice);
   check_same_device("sigma", sigma, "weights", weights[0]);
@@ -68,20 +93,31 @@ std::vector<Tensor> results_of(std::vector<SpectralLayer>& layers, const std::ve
 
 Tensor spectral_norm_iterate(const std::vector<Tensor>& weights, std::vector<Tensor> u, std::vector<Tensor> v,
                              const std::vector<int64_t>& dims, int64_t iterations, double eps) {
-  std::vector<SpectralLayer> layers = layers_of(weights, checked_spectral_shapes(weights, u, v, dims, kDevice));
-  check_where_weights_are("u", u, weights);
-  check_where_weights_are("v", v, weights);
-  for (size_t i = 0; i < layers.size(); ++i) {
-    layers[i].u = u[i].mutable_data_ptr();
-    layers[i].v = v[i].mutable_data_ptr();
-  }
-  STD_TORCH_CHECK(iterations >= 0, "iterations: wanted at least 0, got ", iterations);
+  const std::vector<SpectralLayer> layers = moving_layers(weights, u, v, dims, iterations);
   const OnDevice device(weights[0]);
-  const ScalarType dtype = weights[0].scalar_type();
-  Tensor sigma = torch::stable::new_empty(weights[0], {static_cast<int64_t>(weights.size())}, spectral_dtype(weights));
-  Tensor scratch = torch::stable::new_empty(weights[0], {spectral_iterate_scratch(dtype, layers)}, ScalarType::Double);
-  launch_spectral_iterate(dtype, layers, iterations, eps, sigma.mutable_data_ptr(), doubles(scratch), device.stream());
-  return sigma;
+  return iterated(weights, layers, iterations, eps, nullptr, device);
+}
+
+std::tuple<Tensor, Tensor> spectral_norm_update(const std::vector<Tensor>& weights, std::vector<Tensor> u,
+                                                std::vector<Tensor> v, std::vector<Tensor> results,
+                                                const std::vector<int64_t>& dims, const std::vector<double>& targets,
+                                                int64_t iterations, double eps) {
+  std::vector<SpectralLayer> layers = moving_layers(weights, u, v, dims, iterations);
+  check_layers("targets", targets.size(), layers.size());
+  check_layers("results", results.size(), layers.size());
+  const SpectralVectors places(checked_spectral_shapes(weights, u, v, dims, kDevice));
+  for (size_t i = 0; i < layers.size(); ++i) {
+    check_like("results", results[i], "weights", weights[i], kDevice);
+    layers[i].out = results[i].mutable_data_ptr();
+    layers[i].target = targets[i];
+    layers[i].place = places.u[i];
+  }
+  check_where_weights_are("results", results, weights);
+  const OnDevice device(weights[0]);
+  Tensor vectors = torch::stable::new_empty(weights[0], {places.size}, spectral_dtype(weights));
+  Tensor sigma = iterated(weights, layers, iterations, eps, vectors.mutable_data_ptr(), device);
+  launch_spectral_scale(weights[0].scalar_type(), layers, eps, sigma.const_data_ptr(), device.stream());
+  return {sigma, vectors};
 }
 
 std::vector<Tensor> spectral_norm_scale(const std::vector<Tensor>& weights, const Tensor& sigma,

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "../spectral_vectors.h"
 #include "kernels.h"
 #include "launch.h"
 #include "unit.cuh"
@@ -100,12 +101,13 @@ struct IterateTable {
   const void* weight[kLayers];
   A* u[kLayers];
   A* v[kLayers];
-  int64_t scratch[kLayers];
+  int64_t scratch[kLayers], place[kLayers];
   int rows[kLayers], columns[kLayers], inner[kLayers], first_block[kLayers];
   short row_tile[kLayers], column_tile[kLayers];
   bool swapped[kLayers], wide[kLayers];
   A* memory;
   A* sigma;
+  A* copies;
   A eps;
   int layers;
 

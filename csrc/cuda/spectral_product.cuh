@@ -217,14 +217,19 @@ __global__ void __launch_bounds__(kThreads)
     for (int p = threadIdx.x; p < parts; p += kThreads) norm += memory[walk.squares() + p];
     norm = std::sqrt(fold_lanes<SumFold<A>>(norm, kThreads));
   }
-  const bool moved = norm > table.eps;
+  const bool moved = norm > table.eps, copied = table.copies != nullptr;
+  A* const copy = copied ? table.copies + table.place[layer] : nullptr;
+  const int length = walk.length(false);
   if (index > 0) {
     const int64_t first = int64_t(index - 1) * kVTile, end = at_most(first + kVTile, walk.length(true));
-    if (moved)
-      for (int64_t i = first + threadIdx.x; i < end; i += kThreads) table.v[layer][i] = memory[walk.t() + i] / norm;
+    if (moved || copied)
+      for (int64_t i = first + threadIdx.x; i < end; i += kThreads) {
+        const A value = moved ? memory[walk.t() + i] / norm : table.v[layer][i];
+        if (moved) table.v[layer][i] = value;
+        if (copied) copy[padded_vector(length) + i] = value;
+      }
     return;
   }
-  const int length = walk.length(false);
   A* const image = memory + walk.images() + (iteration && !moved ? int64_t(parts) * length : 0);
   A* const u = table.u[layer];
   A squares = A(0), dot = A(0);
@@ -240,8 +245,12 @@ __global__ void __launch_bounds__(kThreads)
   const A size = std::sqrt(fold_lanes<SumFold<A>>(squares, kThreads));
   dot = fold_lanes<SumFold<A>>(dot, kThreads);
   const bool turned = iteration && size > table.eps;
-  if (turned)
-    for (int i = threadIdx.x; i < length; i += kThreads) u[i] = image[i] / size;
+  if (turned || copied)
+    for (int i = threadIdx.x; i < length; i += kThreads) {
+      const A value = turned ? image[i] / size : u[i];
+      if (turned) u[i] = value;
+      if (copied) copy[i] = value;
+    }
   if (threadIdx.x == 0) sigma[layer] = turned ? size : dot;
 }
 

@@ -37,6 +37,7 @@ OPS = (
     "norm_act_backward",
     "norm_act_double_backward",
     "spectral_norm_iterate",
+    "spectral_norm_update",
     "spectral_norm_scale",
     "spectral_norm_scale_backward",
 )

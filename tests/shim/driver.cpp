@@ -176,7 +176,7 @@ void run_spectral(ScalarType dtype, const std::vector<SpectralLayer>& shapes, in
   const Buffer sigma(sums, static_cast<int64_t>(layers.size()));
   for (const int64_t iterations : {0, 2}) {
     Buffer scratch(ScalarType::Double, spectral_iterate_scratch(dtype, layers));
-    launch_spectral_iterate(dtype, layers, iterations, 1e-12, sigma.get(), static_cast<double*>(scratch.get()),
+    launch_spectral_iterate(dtype, layers, iterations, 1e-12, sigma.get(), nullptr, static_cast<double*>(scratch.get()),
                             nullptr);
     for (const auto& one : given) one->check("spectral norm u, v");
     sigma.check("spectral norm sigma");

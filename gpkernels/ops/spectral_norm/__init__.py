@@ -26,11 +26,16 @@ def _fake_scale_backward(grads, weights, vectors, sigma, dims, targets, eps):
     return [torch.empty_like(w) for w in weights]
 
 
-def _reference_update(weights, u, v, results, dims, targets, iterations, eps):
+def _reference_update(weights, u, v, dims, targets, iterations, eps):
     sigma = reference.spectral_norm_iterate(weights, u, v, dims, iterations, eps)
-    for result, x in zip(results, reference.spectral_norm_scale(weights, sigma, targets, eps), strict=True):
+    return sigma, pack(u, v), reference.spectral_norm_scale(weights, sigma, targets, eps)
+
+
+def _into_results(weights, u, v, results, *rest):
+    sigma, vectors, found = _reference_update(weights, u, v, *rest)
+    for result, x in zip(results, found, strict=True):
         result.copy_(x)
-    return sigma, pack(u, v)
+    return sigma, vectors
 
 
 define(
@@ -42,7 +47,7 @@ define(
 define(
     "spectral_norm_update(Tensor[] weights, Tensor(a!)[] u, Tensor(b!)[] v, Tensor(c!)[] results, int[] dims,"
     " float[] targets, int iterations, float eps) -> (Tensor, Tensor)",
-    _reference_update,
+    _into_results,
     _fake_update,
 )
 define(
@@ -58,20 +63,11 @@ define(
 )
 
 _NAMES = ("spectral_norm_scale", "spectral_norm_scale_backward", "spectral_norm_iterate")
+_UPDATE = "spectral_norm_update"
 _TRITON = "gpkernels.ops.spectral_norm.triton"
 
 
-def _composed(iterate, scale):
-    """(sigma, vectors, results) by a backend that has no kernel for all of it."""
-
-    def update(weights, u, v, dims, targets, iterations, eps):
-        sigma = iterate(weights, u, v, dims, iterations, eps)
-        return sigma, pack(u, v), scale(weights, sigma, targets, eps)
-
-    return update
-
-
-def _fused(op):
+def _with_results(op):
     def update(weights, u, v, dims, targets, iterations, eps):
         results = [torch.empty_like(w) for w in weights]
         return *op(weights, u, v, results, dims, targets, iterations, eps), results
@@ -79,12 +75,16 @@ def _fused(op):
     return update
 
 
-for _backend, _supports, (_scale, _backward, _iterate) in (
-    ("reference", _support.always, [getattr(reference, name) for name in _NAMES]),
-    ("cpu", _support.native_cpu, [kernel(name) for name in _NAMES]),
-    ("triton", _support.triton, [triton_kernel(name, _TRITON) for name in _NAMES]),
-    ("cuda", _support.native_cuda, [kernel(name) for name in _NAMES]),
+for _backend, _supports, (_scale, _backward, _iterate), _update in (
+    ("reference", _support.always, [getattr(reference, name) for name in _NAMES], _reference_update),
+    ("cpu", _support.native_cpu, map(kernel, _NAMES), _with_results(kernel(_UPDATE))),
+    (
+        "triton",
+        _support.triton,
+        [triton_kernel(name, _TRITON) for name in _NAMES],
+        _with_results(triton_kernel(_UPDATE, _TRITON)),
+    ),
+    ("cuda", _support.native_cuda, map(kernel, _NAMES), _with_results(kernel(_UPDATE))),
 ):
-    _update = _fused(kernel("spectral_norm_update")) if _backend == "cpu" else _composed(_iterate, _scale)
     _row = registry.Implementation("spectral_norm", _backend, _supports, _scale, _backward, None, _iterate, _update)
     registry.register(_row)

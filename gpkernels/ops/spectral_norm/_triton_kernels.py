@@ -15,7 +15,7 @@ import triton.language as tl
 
 from gpkernels.ops._triton import divide, root
 
-FIELDS = tl.constexpr(7)
+FIELDS = tl.constexpr(8)
 
 BY_U, BY_V, BY_BOTH = (tl.constexpr(code) for code in range(3))
 """What a launch multiplies with: u or v as they are; or both t = W^T u, from its parts, and v as it was, which stays
@@ -53,7 +53,8 @@ def is_wide(pointers, layer, inner, W: tl.constexpr):
 
 @triton.jit
 def _walk(table, layer):
-    """rows, columns, inner, swapped, row_tile, the first program, where the scratch memory begins."""
+    """rows, columns, inner, swapped, row_tile, the first program, where the scratch memory begins; the table's last
+    field is where copies of u, then v, begin among those of all layers."""
     at = table + layer * FIELDS
     rows, columns, inner = tl.load(at).to(tl.int32), tl.load(at + 1).to(tl.int32), tl.load(at + 2).to(tl.int32)
     return rows, columns, inner, tl.load(at + 3), tl.load(at + 4).to(tl.int32), tl.load(at + 5), tl.load(at + 6)
@@ -226,14 +227,16 @@ def spectral_norm_finish_kernel(
     u,
     v,
     sigma,
+    copies,
     eps: tl.float64,
     ITERATION: tl.constexpr,
+    COPY: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """After W v: of each layer one program for u and sigma and, of an iteration, further ones for v."""
+    """After W v: of each layer one program for u and sigma and further ones for v."""
     layer, index = tl.load(layers + 2 * tl.program_id(0)), tl.load(layers + 2 * tl.program_id(0) + 1)
     rows, columns, inner, swapped, row_tile, block, scratch = _walk(table, layer)
     places = _memory(memory, scratch, rows, columns, row_tile, swapped, BLOCK_C)
@@ -244,10 +247,16 @@ def spectral_norm_finish_kernel(
         norm = root(sum_of(squares, parts, BLOCK))
     moved = norm > least
     divisor = tl.where(moved, norm, 1.0)
+    copy = copies + tl.load(table + layer * FIELDS + 7)
     if index > 0:
         i = (index - 1) * BLOCK + lane
         exists = i < tl.where(moved, t_length, 0)
-        tl.store(pointer_of(v, layer) + i, divide(tl.load(t + i, mask=exists, other=0.0), divisor), mask=exists)
+        right = pointer_of(v, layer) + i
+        value = divide(tl.load(t + i, mask=exists, other=0.0), divisor)
+        if COPY:
+            value = tl.where(moved, value, tl.load(right, mask=i < t_length, other=0.0))
+            tl.store(copy + (length + 3) // 4 * 4 + i, value, mask=i < t_length)
+        tl.store(right, value, mask=exists)
     else:
         image, left = images, pointer_of(u, layer)
         if ITERATION:
@@ -271,5 +280,8 @@ def spectral_norm_finish_kernel(
         for begin in range(0, length, BLOCK):
             i = begin + lane
             exists = i < tl.where(turned, length, 0)
-            z = tl.load(images + i, mask=exists, other=0.0)
-            tl.store(left + i, divide(z, tl.where(turned, size, 1.0)), mask=exists)
+            value = divide(tl.load(images + i, mask=exists, other=0.0), tl.where(turned, size, 1.0))
+            if COPY:
+                value = tl.where(turned, value, tl.load(left + i, mask=i < length, other=0.0))
+                tl.store(copy + i, value, mask=i < length)
+            tl.store(left + i, value, mask=exists)

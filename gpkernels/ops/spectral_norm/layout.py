@@ -68,7 +68,8 @@ _UNIT = 4
 """Elements: in `vectors` u and v of every layer begin at multiples of it, so that a GPU can read them in units."""
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Elements that a vector takes there."""
     return -(-size // _UNIT) * _UNIT
 
 
@@ -79,14 +80,14 @@ def _sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
 
 
 def vectors_size(weights: Sequence[Tensor], dims: Sequence[int]) -> int:
-    return sum(map(_padded, _sizes(weights, dims)))
+    return sum(map(padded, _sizes(weights, dims)))
 
 
 def pack(u: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
     """Copies of u and v of all layers, in one tensor: `vectors`."""
     parts = []
     for x in (x for pair in zip(u, v, strict=True) for x in pair):
-        missing = _padded(x.numel()) - x.numel()
+        missing = padded(x.numel()) - x.numel()
         parts += [x, x[:missing]] if missing <= x.numel() else [x, *[x[:1]] * missing]  # whatever there is
     return torch.cat(parts)
 
@@ -94,6 +95,6 @@ def pack(u: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
 def unpack(vectors: Tensor, weights: Sequence[Tensor], dims: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
     """u and v of every layer, as views."""
     sizes = _sizes(weights, dims)
-    parts = vectors.split([_padded(n) for n in sizes])
+    parts = vectors.split([padded(n) for n in sizes])
     found = [part[:n] for part, n in zip(parts, sizes, strict=True)]
     return found[::2], found[1::2]

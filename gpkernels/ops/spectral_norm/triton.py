@@ -25,7 +25,7 @@ from gpkernels.ops._layout import accumulation_dtype
 from gpkernels.ops._triton import TILE, accumulation, launch
 from gpkernels.ops.spectral_norm import _triton_kernels as kernels
 from gpkernels.ops.spectral_norm import _triton_scale_kernels as scale_kernels
-from gpkernels.ops.spectral_norm.layout import unpack, vectors_size
+from gpkernels.ops.spectral_norm.layout import padded, unpack, vectors_size
 
 LAYERS = 64
 """Of a launch."""
@@ -70,13 +70,14 @@ def _plan(shapes: tuple[torch.Size, ...], dims: tuple[int, ...], dtype: torch.dt
     table: list[list[int]] = []
     layers: list[int] = []
     finish_layers: list[tuple[int, int]] = []
-    scratch = 0
+    scratch = place = 0
     for index, (shape, dim) in enumerate(zip(shapes, dims, strict=True)):
         outer, inner = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
         swapped = inner == 1
         rows, columns, inner = (outer, shape[dim], shape[dim]) if swapped else (shape[dim], outer * inner, inner)
         row_tile = _row_tile(rows)
-        table.append([rows, columns, inner, int(swapped), row_tile, len(layers), scratch])
+        table.append([rows, columns, inner, int(swapped), row_tile, len(layers), scratch, place])
+        place += sum(map(padded, (shape[dim], math.prod(shape) // shape[dim])))
         tiles = triton.cdiv(rows, row_tile), triton.cdiv(columns, block_c)
         layers += [index] * (tiles[0] * tiles[1])
         t_parts, parts = reversed(tiles) if swapped else tiles
@@ -151,27 +152,59 @@ def spectral_norm_iterate(
     eps: float,
 ) -> Tensor:
     _check_vectors(weights, u, v, dims)
+    return _iterate(weights, u, v, dims, iterations, eps, None)
+
+
+def spectral_norm_update(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
+    results: Sequence[Tensor],
+    dims: Sequence[int],
+    targets: Sequence[float],
+    iterations: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    _check_vectors(weights, u, v, dims)
+    _check("results", results, [w.numel() for w in weights], weights[0].dtype)
+    vectors = u[0].new_empty(vectors_size(weights, dims))
+    sigma = _iterate(weights, u, v, dims, iterations, eps, vectors)
+    _check_scale(weights, sigma, targets)
+    _scale(weights, results, sigma, targets, eps)
+    return sigma, vectors
+
+
+def _iterate(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
+    dims: Sequence[int],
+    iterations: int,
+    eps: float,
+    vectors: Tensor | None,
+) -> Tensor:
+    """Moves u and v, also to `vectors`, and returns sigma."""
     sigma, constants = u[0].new_empty(len(weights)), _blocks(weights[0])
     finish = {"ACC": constants["ACC"], "BLOCK_C": constants["BLOCK_C"], "PARTS": _PARTS, "BLOCK": _FINISH}
+    finish |= {"COPY": vectors is not None, "num_warps": 8}
     for chunk in _chunks(len(weights)):
         w, left, right = (_padded(x[chunk]) for x in (weights, u, v))
         plan = _plan_of(weights[chunk], dims[chunk])
         memory = u[0].new_empty(plan.scratch)
+        copies = memory if vectors is None else vectors[vectors_size(weights[: chunk.start], dims[: chunk.start]) :]
         tiles = (memory, plan.table, plan.layers, w)
-        last = (memory, plan.table, plan.finish_layers, left, right, sigma[chunk], eps)
+        last = (memory, plan.table, plan.finish_layers, left, right, sigma[chunk], copies, eps)
 
         def product(vectors: tuple[Tensor, ...], by: int, plan: _Plan = plan, tiles: Any = tiles) -> None:
             launch(kernels.spectral_norm_product_kernel, plan.programs, *tiles, vectors, BY=by, **constants)
 
         if iterations == 0:
             product(right, 1)
-            programs = plan.finish_programs
-            launch(kernels.spectral_norm_finish_kernel, programs, *last, ITERATION=False, **finish, num_warps=8)
+            launch(kernels.spectral_norm_finish_kernel, plan.finish_programs, *last, ITERATION=False, **finish)
         for _ in range(iterations):
             product(left, 0)
             product(right, 2)
-            programs = plan.finish_programs
-            launch(kernels.spectral_norm_finish_kernel, programs, *last, ITERATION=True, **finish, num_warps=8)
+            launch(kernels.spectral_norm_finish_kernel, plan.finish_programs, *last, ITERATION=True, **finish)
     return sigma
 
 
@@ -192,12 +225,18 @@ def spectral_norm_scale(weights: Sequence[Tensor], sigma: Tensor, targets: Seque
     _check_weights(weights)
     _check_scale(weights, sigma, targets)
     results = [torch.empty_like(w) for w in weights]
+    _scale(weights, results, sigma, targets, eps)
+    return results
+
+
+def _scale(
+    weights: Sequence[Tensor], results: Sequence[Tensor], sigma: Tensor, targets: Sequence[float], eps: float
+) -> None:
     for chunk in _chunks(len(weights)):
         plan = _plan_of(weights[chunk], [0] * len(weights[chunk]))  # whichever dimension the rows are
         factors = _targets(tuple(targets[chunk]), sigma.device)
         arguments = (sigma[chunk], plan.table, plan.layers, factors, _padded(weights[chunk]), _padded(results[chunk]))
         launch(scale_kernels.spectral_norm_scale_kernel, plan.programs, *arguments, eps, **_blocks(weights[0]))
-    return results
 
 
 def spectral_norm_scale_backward(
