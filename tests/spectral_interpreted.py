@@ -149,6 +149,7 @@ def many_parts():
 
 def bad_arguments():
     w, u, v, sigma = torch.randn(3, 4), torch.randn(3), torch.randn(4), torch.ones(1)
+    before = u.clone(), v.clone()
     for call, message in (
         (lambda: spectral.spectral_norm_iterate([], [], [], [], 1, EPS), "weights: wanted at least one, got none"),
         (lambda: spectral.spectral_norm_iterate([w], [v], [v], [0], 1, EPS), "u: wanted 3 contiguous elements of"),
@@ -156,6 +157,14 @@ def bad_arguments():
         (lambda: spectral.spectral_norm_iterate([w.t()], [v], [u], [0], 1, EPS), "weights: wanted 12 contiguous"),
         (lambda: spectral.spectral_norm_iterate([w[:0]], [u[:0]], [v], [0], 1, EPS), "weights: wanted no empty one"),
         (lambda: spectral.spectral_norm_scale([w], sigma, [], EPS), "targets: wanted 1 numbers, got 0"),
+        (
+            lambda: spectral.spectral_norm_update([w], [u], [v], [w], [0], [], 1, EPS),
+            "targets: wanted 1 numbers, got 0",
+        ),
+        (
+            lambda: spectral.spectral_norm_update([w], [u], [v], [v], [0], [1.0], 1, EPS),
+            "results: wanted 12 contiguous",
+        ),
         (lambda: spectral.spectral_norm_scale([w], u, [1.0], EPS), "sigma: wanted 1 contiguous elements"),
         (
             lambda: spectral.spectral_norm_scale_backward([w], [w], v, sigma, [0], [1.0], EPS),
@@ -168,6 +177,8 @@ def bad_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    assert torch.equal(u, before[0])
+    assert torch.equal(v, before[1])
     assert spectral.spectral_norm_scale([], sigma[:0], [], EPS) == []
 
 

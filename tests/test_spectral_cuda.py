@@ -96,14 +96,15 @@ def test_iterate(ops, dtype, place):
 def test_update_is_iterate_and_scale_to_the_bit(ops, dtype):
     """One launch more than the iterations, which copy u and v."""
     for iterations in (0, 1, 3):
-        weights, u, v, dims = draw([*LAYERS, ((40, 48), 0)], dtype, torch.clone)
+        many = [((3 + i % 5, 4 + i % 7), i % 2) for i in range(60)] if iterations == 3 else []  # two rounds of launches
+        weights, u, v, dims = draw([*LAYERS, *many, ((40, 48), 0)], dtype, torch.clone)
         weights[-1].zero_()  # moves nothing
         moved = [x.clone() for x in u], [x.clone() for x in v]
         targets = [1.0 + 0.5 * (i % 3) for i in range(len(weights))]
         results = [torch.full_like(w, torch.nan) for w in weights]
         arguments = (weights, *moved, results, dims, targets, iterations, EPS)
         (sigma, vectors), launches = counted(ops["spectral_norm_update"], *arguments)
-        assert launches == (3 * iterations or 2) + 1
+        assert launches == ((3 * iterations or 2) + 1) * (1 + (len(weights) > 64))
         wanted = ops["spectral_norm_iterate"](weights, u, v, dims, iterations, EPS)
         assert torch.equal(sigma, wanted)
         copies = unpack(vectors, weights, dims)
@@ -226,6 +227,9 @@ UV = pack([U], [V])
         ("iterate", ([W, W.double()], [U] * 2, [V] * 2, [0] * 2, 1, EPS), "weights: wanted one dtype, got several"),
         ("iterate", ([W[:, :0]], [U], [V[:0]], [0], 1, EPS), "weights: wanted no empty one, got one without"),
         ("iterate", ([W.int()], [U], [V], [0], 1, EPS), "wanted float16, bfloat16, float32 or float64"),
+        ("update", ([W], [U], [V], [], [0], [1.0], 1, EPS), "results: wanted one for each of the 1 weights, got 0"),
+        ("update", ([W], [U], [V], [W.t()], [0], [1.0], 1, EPS), "results: wanted the shape and strides"),
+        ("update", ([W], [U], [V], [W], [0], [], 1, EPS), "targets: wanted one for each of the 1 weights, got 0"),
         ("scale", ([W], torch.ones(2), [1.0], EPS), "sigma: wanted 1 contiguous elements, got 2"),
         ("scale", ([W[:0]], SIGMA, [1.0], EPS), "weights: wanted no empty one, got one without"),
         ("scale", ([W], SIGMA, [], EPS), "targets: wanted one for each of the 1 weights, got 0"),

@@ -48,9 +48,9 @@ std::vector<SpectralLayer> layers_of(const std::vector<Tensor>& weights, const s
 }
 
 // With u and v, which a call is going to move.
-std::vector<SpectralLayer> moving_layers(const std::vector<Tensor>& weights, std::vector<Tensor>& u,
-                                         std::vector<Tensor>& v, const std::vector<int64_t>& dims, int64_t iterations) {
-  std::vector<SpectralLayer> layers = layers_of(weights, checked_spectral_shapes(weights, u, v, dims, kDevice));
+std::vector<SpectralLayer> moving_layers(const std::vector<Tensor>& weights, const std::vector<SpectralShape>& shapes,
+                                         std::vector<Tensor>& u, std::vector<Tensor>& v, int64_t iterations) {
+  std::vector<SpectralLayer> layers = layers_of(weights, shapes);
   check_where_weights_are("u", u, weights);
   check_where_weights_are("v", v, weights);
   STD_TORCH_CHECK(iterations >= 0, "iterations: wanted at least 0, got ", iterations);
@@ -93,7 +93,8 @@ std::vector<Tensor> results_of(std::vector<SpectralLayer>& layers, const std::ve
 
 Tensor spectral_norm_iterate(const std::vector<Tensor>& weights, std::vector<Tensor> u, std::vector<Tensor> v,
                              const std::vector<int64_t>& dims, int64_t iterations, double eps) {
-  const std::vector<SpectralLayer> layers = moving_layers(weights, u, v, dims, iterations);
+  const auto shapes = checked_spectral_shapes(weights, u, v, dims, kDevice);
+  const std::vector<SpectralLayer> layers = moving_layers(weights, shapes, u, v, iterations);
   const OnDevice device(weights[0]);
   return iterated(weights, layers, iterations, eps, nullptr, device);
 }
@@ -102,10 +103,11 @@ std::tuple<Tensor, Tensor> spectral_norm_update(const std::vector<Tensor>& weigh
                                                 std::vector<Tensor> v, std::vector<Tensor> results,
                                                 const std::vector<int64_t>& dims, const std::vector<double>& targets,
                                                 int64_t iterations, double eps) {
-  std::vector<SpectralLayer> layers = moving_layers(weights, u, v, dims, iterations);
+  const auto shapes = checked_spectral_shapes(weights, u, v, dims, kDevice);
+  const SpectralVectors places(shapes);
+  std::vector<SpectralLayer> layers = moving_layers(weights, shapes, u, v, iterations);
   check_layers("targets", targets.size(), layers.size());
   check_layers("results", results.size(), layers.size());
-  const SpectralVectors places(checked_spectral_shapes(weights, u, v, dims, kDevice));
   for (size_t i = 0; i < layers.size(); ++i) {
     check_like("results", results[i], "weights", weights[i], kDevice);
     layers[i].out = results[i].mutable_data_ptr();

@@ -167,9 +167,9 @@ def spectral_norm_update(
 ) -> tuple[Tensor, Tensor]:
     _check_vectors(weights, u, v, dims)
     _check("results", results, [w.numel() for w in weights], weights[0].dtype)
+    _check_targets(weights, targets)
     vectors = u[0].new_empty(vectors_size(weights, dims))
     sigma = _iterate(weights, u, v, dims, iterations, eps, vectors)
-    _check_scale(weights, sigma, targets)
     _scale(weights, results, sigma, targets, eps)
     return sigma, vectors
 
@@ -215,6 +215,10 @@ def _targets(targets: tuple[float, ...], device: torch.device) -> Tensor:
 
 def _check_scale(weights: Sequence[Tensor], sigma: Tensor, targets: Sequence[float]) -> None:
     _check("sigma", [sigma], [len(weights)], accumulation_dtype(weights[0].dtype))
+    _check_targets(weights, targets)
+
+
+def _check_targets(weights: Sequence[Tensor], targets: Sequence[float]) -> None:
     if len(targets) != len(weights):
         raise fail("targets", f"{len(weights)} numbers", len(targets))
 
